@@ -1,0 +1,203 @@
+/*
+ * The types of the package, written by hand. They say what index.js exports and what the plugin puts on documents;
+ * nothing may stand here that the JavaScript does not do yet. The type tests in spec/types/ hold them to it.
+ */
+import type { Schema } from 'mongoose';
+
+export = lockReleasePlugin;
+
+/**
+ * The plugin: gives every document of a schema `lock`, `release` and `extend`, so that only one process handles it.
+ *
+ * Adds the paths `locked` (a Date) and `lockedBy` (left out of queries) to the schema. Applying it twice is fine.
+ *
+ * @param schema - The schema whose documents are to be lockable.
+ * @param options - The name of the model to lock through, or the options. Default: the document's own model.
+ * @throws TypeError when an option is unknown or of the wrong type; Error when the schema already uses one of the
+ * paths for something else.
+ *
+ * @example
+ * ```ts
+ * schema.plugin(require('mongoose-lock-release'));
+ * schema.plugin(require('mongoose-lock-release'), 'Invoice');
+ * schema.plugin(require('mongoose-lock-release'), { label: 'billing-worker-3' });
+ * ```
+ */
+declare function lockReleasePlugin(
+  schema: Schema<any, any, any, any, any, any>,
+  options?: string | lockReleasePlugin.PluginOptions,
+): void;
+
+declare namespace lockReleasePlugin {
+  /** What `schema.plugin(lockRelease, options)` takes. */
+  interface PluginOptions {
+    /** The name of the model to lock through. Default: the document's own model. */
+    modelName?: string;
+    /**
+     * The name of the path that holds the time until which a document is locked. The path beside it that names the
+     * holder is derived from it: `lockedBy` for `locked`, `busyBy` for `busy`. Default `'locked'`.
+     */
+    path?: string;
+    /** What is stored with a lock to tell a human who holds it. Default: host name and process id, `host:pid`. */
+    label?: string;
+    /**
+     * Whether `save()` of a document that holds a lock refuses to write once another has taken the lock.
+     * Default `true`.
+     */
+    fence?: boolean;
+    /**
+     * How many members must have written a lock before it counts. Anything weaker than the default can be rolled
+     * back by a failover, after which two may hold the same lock. Default `{ w: 'majority' }`.
+     */
+    writeConcern?: WriteConcern;
+    /** How long the end of the process may wait for locks to be released, in milliseconds. Default 1000. */
+    exitTimeout?: number;
+  }
+
+  /** A write concern, as MongoDB's drivers spell it. */
+  interface WriteConcern {
+    /** The number of members that must have written, `'majority'`, or the name of a tag set. */
+    w?: number | 'majority' | (string & {});
+    /** Whether the write must have reached the journal. */
+    j?: boolean;
+    /** How long the server waits for the members, in milliseconds; after that the call fails. */
+    wtimeoutMS?: number;
+  }
+
+  /**
+   * The options of one `lock` call. There are none yet: an unknown name is refused with `ERR_LOCK_ARGUMENT`.
+   */
+  type LockOptions = { [name: string]: never };
+
+  /**
+   * A Node callback: an error, or the document, or neither when the lock could not be had (or was not held any more).
+   * It is called exactly once, and never before the call that it was given to has returned.
+   */
+  type Callback<TDoc> = (error: Error | null, doc: TDoc | null) => void;
+
+  /**
+   * What the plugin adds to documents. TypeScript cannot see that `schema.plugin()` adds methods, so say it once:
+   *
+   * @example
+   * ```ts
+   * new Schema({ total: Number }, { methods: {} as LockReleaseMethods });
+   * const Invoice: Model<InvoiceFields, {}, LockReleaseMethods> = mongoose.model('Invoice', schema);
+   * function bill(invoice: HydratedDocument<InvoiceFields, LockReleaseMethods>) {}
+   * ```
+   */
+  interface LockReleaseMethods {
+    /**
+     * Locks the stored document for `duration`, if nobody holds it, this very object included.
+     *
+     * @param duration - Milliseconds from the server's now, 0 or more; fractions round up.
+     * @returns A fresh document that holds the lock; `null` when the document is locked or was deleted.
+     * @throws (rejects) TypeError or RangeError with the code `ERR_LOCK_ARGUMENT` for a bad argument.
+     * @throws (rejects) {@link LockError} `ERR_LOCK_NOT_STORED` when the document was never saved,
+     * `ERR_LOCK_IN_TRANSACTION` when it belongs to a session with an open transaction,
+     * `ERR_LOCK_UNSUPPORTED_OPTION` when the connection uses an option that cannot be carried over.
+     * @throws (rejects) The MongoDB driver's own classes for what the server or the network says.
+     */
+    lock<TDoc>(this: TDoc, duration: number, options?: LockOptions): Promise<TDoc | null>;
+    /** Locks the document and tells the callback; returns nothing. */
+    lock<TDoc>(this: TDoc, duration: number, callback: Callback<TDoc>): void;
+    /** Locks the document with options and tells the callback; returns nothing. */
+    lock<TDoc>(
+      this: TDoc,
+      duration: number,
+      options: LockOptions | null | undefined,
+      callback: Callback<TDoc>,
+    ): void;
+
+    /**
+     * Releases the lock: at once, another may take it.
+     *
+     * An object that has once held a lock, or was refused one, frees its own lock only. One that never called `lock`
+     * frees the document whoever holds it.
+     *
+     * @returns The fresh document, with `locked` at the server's now; `null` when the lock was not held any more, in
+     * which case nothing was changed.
+     * @throws (rejects) As `lock` does.
+     */
+    release<TDoc>(this: TDoc): Promise<TDoc | null>;
+    /** Releases the lock and tells the callback; returns nothing. */
+    release<TDoc>(this: TDoc, callback: Callback<TDoc>): void;
+
+    /**
+     * Keeps a held lock for at least `duration` from now; never shortens it, and never revives one that has lapsed.
+     *
+     * @param duration - Milliseconds from the server's now, 0 or more; fractions round up.
+     * @returns The fresh document; `null` when the lock was not held any more.
+     * @throws (rejects) As `lock` does.
+     */
+    extend<TDoc>(this: TDoc, duration: number): Promise<TDoc | null>;
+    /** Extends the lock and tells the callback; returns nothing. */
+    extend<TDoc>(this: TDoc, duration: number, callback: Callback<TDoc>): void;
+
+    /** The lock that this document holds or once held; undefined when it never locked. */
+    readonly $lock: Lock | undefined;
+  }
+
+  /** One acquisition of a document's lock, as its holder sees it. */
+  interface Lock {
+    /**
+     * Whether the lock is surely still held. Judged at the moment it is read, without asking the server, and always
+     * false before the server would let another in.
+     */
+    readonly held: boolean;
+    /** Milliseconds for which the lock is surely still held; 0 when it is not. */
+    readonly remaining: number;
+    /** When the lock lapses, by the server's clock. */
+    readonly expires: Date;
+    /** When the lock was acquired, by the server's clock. */
+    readonly since: Date;
+    /** A number that grows with every acquisition of this document: what a fenced resource compares. */
+    readonly token: number;
+    /** Who holds the lock, for humans; see {@link PluginOptions.label}. */
+    readonly label: string;
+    /**
+     * A filter that matches the document only as long as nobody else has taken the lock, for updates that do not go
+     * through `save()`. Another call gives another object.
+     */
+    readonly filter: LockFilter;
+    /**
+     * Does nothing while the lock is held.
+     *
+     * @throws {@link LockError} `ERR_LOCK_LOST` when it is not.
+     */
+    assertHeld(): void;
+  }
+
+  /** The filter of {@link Lock.filter}: the document's `_id` and the condition that the lock is still this one. */
+  interface LockFilter {
+    /** The document's own `_id`. */
+    _id: any;
+    /** The condition on the stored lock. */
+    [path: string]: any;
+  }
+
+  /**
+   * Why a {@link LockError} was made.
+   *
+   * - `ERR_LOCK_NOT_STORED`: the document was never saved, or is a subdocument.
+   * - `ERR_LOCK_LOST`: the lock lapsed or was taken by another; nothing was written.
+   * - `ERR_LOCK_IN_TRANSACTION`: the document's session is in a transaction; lock outside of it.
+   * - `ERR_LOCK_UNSUPPORTED_OPTION`: the connection uses an option that cannot be carried over; the message names it.
+   */
+  type LockErrorCode =
+    | 'ERR_LOCK_NOT_STORED'
+    | 'ERR_LOCK_LOST'
+    | 'ERR_LOCK_IN_TRANSACTION'
+    | 'ERR_LOCK_UNSUPPORTED_OPTION';
+
+  /**
+   * An error of the plugin's own. "Already locked" is none: that is `null`. A bad argument is a TypeError or RangeError
+   * with the code `ERR_LOCK_ARGUMENT`, and what the server says is an error of the MongoDB driver.
+   */
+  class LockError extends Error {
+    private constructor();
+    /** Always `'LockError'`. */
+    readonly name: 'LockError';
+    /** Why the error was made. */
+    readonly code: LockErrorCode;
+  }
+}

@@ -1,0 +1,167 @@
+//! Answers on their way to JavaScript: the only file that knows Node-API's threads.
+//!
+//! Native threads append to one batch; the first of a batch wakes the event loop, which takes all that has gathered in
+//! one call. The threadsafe function is weak, so an idle addon does not keep the process alive; a call in flight does.
+
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bson::Document;
+use napi::Status;
+use napi::bindgen_prelude::{Buffer, FnArgs, Function, Uint32Array};
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use napi::{Env, sys};
+
+use crate::client::NativeLease;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::store::Locked;
+
+/// What JavaScript's function gets: `[call, kind, end]` per answer, the answers' BSON end to end (each from the `end`
+/// of the one before), and a lease for each answer of the kind `LOCKED`, in order.
+pub type Batched = FnArgs<(Uint32Array, Buffer, Vec<NativeLease>)>;
+
+type Wake = ThreadsafeFunction<(), (), Batched, Status, false, true>;
+
+/// Kinds of answers, as JavaScript reads them.
+mod kind {
+    /// Nothing: refused, lost or gone.
+    pub const NOTHING: u32 = 0;
+    /// A document.
+    pub const DOCUMENT: u32 = 1;
+    /// A document that is locked now, with its lease.
+    pub const LOCKED: u32 = 2;
+    /// An error's report.
+    pub const FAILURE: u32 = 3;
+}
+
+/// What a call came to.
+pub enum Outcome {
+    /// Refused, lost or gone.
+    Nothing,
+    /// The document afterwards.
+    Document(Document),
+    /// The document, and the lease that it is locked with.
+    Locked(Locked),
+}
+
+#[derive(Default)]
+struct Batch {
+    heads: Vec<u32>,
+    bytes: Vec<u8>,
+    leases: Vec<Arc<Lease>>,
+}
+
+/// What native threads and the event loop share.
+#[derive(Default)]
+struct Shared {
+    batch: Mutex<Batch>,
+    in_flight: AtomicU32,
+    function: AtomicPtr<sys::napi_threadsafe_function__>,
+}
+
+/// The way back to one environment's event loop.
+pub struct Bridge {
+    shared: Arc<Shared>,
+    wake: Wake,
+}
+
+impl Bridge {
+    /// A bridge to the function that takes the batches.
+    pub fn new(on_answers: &Function<'_, Batched, ()>) -> napi::Result<Arc<Self>> {
+        let shared = Arc::new(Shared::default());
+        let drain = Arc::clone(&shared);
+        let wake = on_answers
+            .build_threadsafe_function::<()>()
+            .callee_handled::<false>()
+            .weak::<true>()
+            .build_callback(move |context| Ok(drain.take(context.env)))?;
+        shared.function.store(wake.raw(), Ordering::Release);
+        Ok(Arc::new(Self { shared, wake }))
+    }
+
+    /// Notes that a call begins; the process stays alive until it is answered. On the JavaScript thread only.
+    pub fn begin(self: &Arc<Self>, env: Env, call: u32) -> Answer {
+        if self.shared.in_flight.fetch_add(1, Ordering::AcqRel) == 0 {
+            // SAFETY: we are on the JavaScript thread of a living environment, and `self.wake` keeps the function.
+            unsafe { sys::napi_ref_threadsafe_function(env.raw(), self.wake.raw()) };
+        }
+        Answer { bridge: Arc::clone(self), call, given: false }
+    }
+
+    fn push(&self, call: u32, kind: u32, bytes: &[u8], lease: Option<Arc<Lease>>) {
+        let first = {
+            let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = batch.heads.is_empty();
+            batch.bytes.extend_from_slice(bytes);
+            let end = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
+            batch.heads.extend([call, kind, end]);
+            batch.leases.extend(lease);
+            first
+        };
+        if first {
+            // An environment that is going away takes no answers, and nobody is left to miss them.
+            self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
+        }
+    }
+}
+
+impl Shared {
+    fn take(&self, env: Env) -> Batched {
+        let batch = {
+            let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *batch)
+        };
+        let answered = u32::try_from(batch.heads.len() / 3).unwrap_or(0);
+        if answered > 0 && self.in_flight.fetch_sub(answered, Ordering::AcqRel) == answered {
+            // SAFETY: Node calls this on the JavaScript thread of a living environment, through this very function.
+            unsafe {
+                sys::napi_unref_threadsafe_function(
+                    env.raw(),
+                    self.function.load(Ordering::Acquire),
+                )
+            };
+        }
+        let leases = batch.leases.into_iter().map(NativeLease::new).collect();
+        (Uint32Array::new(batch.heads), Buffer::from(batch.bytes), leases).into()
+    }
+}
+
+/// The duty to answer one call exactly once: dropping it unanswered, by a panic say, answers with an error.
+pub struct Answer {
+    bridge: Arc<Bridge>,
+    call: u32,
+    given: bool,
+}
+
+impl Answer {
+    /// Answers.
+    pub fn give(mut self, result: Result<Outcome, Error>) {
+        self.given = true;
+        let (kind, encoded, lease) = match result {
+            Ok(Outcome::Nothing) => (kind::NOTHING, Ok(Vec::new()), None),
+            Ok(Outcome::Document(document)) => (kind::DOCUMENT, document.to_vec(), None),
+            Ok(Outcome::Locked(Locked { document, lease })) => {
+                (kind::LOCKED, document.to_vec(), Some(lease))
+            }
+            Err(error) => (kind::FAILURE, error.report().to_vec(), None),
+        };
+        match encoded {
+            Ok(bytes) => self.bridge.push(self.call, kind, &bytes, lease),
+            Err(_) => self.fail("a document could not be encoded"),
+        }
+    }
+
+    fn fail(&self, reason: &'static str) {
+        let bytes = Error::Internal(reason).report().to_vec().unwrap_or_default();
+        self.bridge.push(self.call, kind::FAILURE, &bytes, None);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.given {
+            self.fail("a native task ended without an answer");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The classes that JavaScript calls: they map arguments, start work on the runtime and see to the answer.
+//!
+//! A method returns at once; its result comes over the bridge, under the number that JavaScript gave the call.
+
+use std::sync::Arc;
+
+use bson::Document;
+use napi::bindgen_prelude::{Function, Uint8Array};
+use napi::{Env, Error as NapiError, Result, Status};
+use napi_derive::napi;
+
+use crate::bridge::{Batched, Bridge, Outcome};
+use crate::command::{Subject, Target};
+use crate::error::Error;
+use crate::lease::{Lease, Moment, Standing};
+use crate::options::ConnectionOptions;
+use crate::runtime::runtime;
+use crate::store::{Collection, Store};
+
+/// The way back to this environment's event loop.
+#[napi]
+pub struct NativeBridge {
+    bridge: Arc<Bridge>,
+}
+
+#[napi]
+impl NativeBridge {
+    /// `on_answers(heads, bytes, leases)` gets the answers in batches.
+    #[napi(
+        constructor,
+        ts_args_type = "onAnswers: (heads: Uint32Array, bytes: Buffer, leases: NativeLease[]) => void"
+    )]
+    pub fn new(on_answers: Function<'_, Batched, ()>) -> Result<Self> {
+        Ok(Self { bridge: Bridge::new(&on_answers)? })
+    }
+}
+
+/// One native client, the counterpart of one `MongoClient` of Mongoose's.
+#[napi]
+pub struct NativeClient {
+    bridge: Arc<Bridge>,
+    store: Arc<Store>,
+}
+
+#[napi]
+impl NativeClient {
+    /// Makes a client of connection options, given as BSON; it connects in the background.
+    #[napi(constructor)]
+    pub fn new(bridge: &NativeBridge, options: &[u8]) -> Result<Self> {
+        let options = ConnectionOptions::from_bson(options).map_err(thrown)?;
+        let _inside = runtime().map_err(thrown)?.enter();
+        let store = Store::connect(options).map_err(thrown)?;
+        Ok(Self { bridge: Arc::clone(&bridge.bridge), store })
+    }
+
+    /// The collection of a model, with the constant part of its commands, given as BSON.
+    #[napi]
+    pub fn collection(&self, database: String, target: &[u8]) -> Result<NativeCollection> {
+        let target: Target = bson::deserialize_from_slice(target).map_err(|e| thrown(e.into()))?;
+        let collection = Collection::new(Arc::clone(&self.store), &database, target);
+        Ok(NativeCollection { bridge: Arc::clone(&self.bridge), collection })
+    }
+
+    /// Closes the client in the background.
+    #[napi]
+    pub fn close(&self) -> Result<()> {
+        let store = Arc::clone(&self.store);
+        runtime().map_err(thrown)?.spawn(async move { store.close().await });
+        Ok(())
+    }
+}
+
+/// One model's collection on one client.
+///
+/// `subject` is BSON: `{ key: { _id, ... }, set: { path: value, ... } }`.
+#[napi]
+pub struct NativeCollection {
+    bridge: Arc<Bridge>,
+    collection: Arc<Collection>,
+}
+
+#[napi]
+impl NativeCollection {
+    /// Tries to lock; answers with the document and a lease, or with nothing.
+    #[napi]
+    pub fn lock(&self, env: Env, call: u32, subject: &[u8], duration_ms: i64) -> Result<()> {
+        let subject = read(subject)?;
+        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
+        runtime().map_err(thrown)?.spawn(async move {
+            let answer = |locked: std::result::Result<Option<_>, _>| {
+                answer.give(locked.map(|locked| locked.map_or(Outcome::Nothing, Outcome::Locked)));
+            };
+            collection.lock(subject, duration_ms, answer).await;
+        });
+        Ok(())
+    }
+
+    /// Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing.
+    #[napi]
+    pub fn release(
+        &self,
+        env: Env,
+        call: u32,
+        subject: &[u8],
+        lease: Option<&NativeLease>,
+    ) -> Result<()> {
+        let subject = read(subject)?;
+        let lease = lease.map(|lease| Arc::clone(&lease.lease));
+        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
+        let answer = |document| answer.give(document_or_nothing(document));
+        if let Some(lease) = lease {
+            // From here on the server may let others in: not held, before the answer comes.
+            lease.set_standing(Standing::Releasing);
+            let work = async move { collection.release(subject, lease, answer).await };
+            runtime().map_err(thrown)?.spawn(work);
+        } else {
+            let work = async move { collection.release_any(subject, answer).await };
+            runtime().map_err(thrown)?.spawn(work);
+        }
+        Ok(())
+    }
+
+    /// Prolongs what the lease holds; answers with the document, or nothing.
+    #[napi]
+    pub fn extend(
+        &self,
+        env: Env,
+        call: u32,
+        subject: &[u8],
+        lease: &NativeLease,
+        duration_ms: i64,
+    ) -> Result<()> {
+        let subject = read(subject)?;
+        let lease = Arc::clone(&lease.lease);
+        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
+        let answer = |document| answer.give(document_or_nothing(document));
+        let work = async move { collection.extend(subject, lease, duration_ms, answer).await };
+        runtime().map_err(thrown)?.spawn(work);
+        Ok(())
+    }
+
+    /// Asks the primary whether the lease is still the last; answers with a document that says so, or nothing.
+    #[napi]
+    pub fn inspect(&self, env: Env, call: u32, subject: &[u8], lease: &NativeLease) -> Result<()> {
+        let subject = read(subject)?;
+        let lease = Arc::clone(&lease.lease);
+        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
+        let answer = |document| answer.give(document_or_nothing(document));
+        let work = async move { collection.inspect(subject, lease, answer).await };
+        runtime().map_err(thrown)?.spawn(work);
+        Ok(())
+    }
+}
+
+/// One acquisition, as this process believes it to stand.
+#[napi]
+pub struct NativeLease {
+    lease: Arc<Lease>,
+}
+
+#[napi]
+impl NativeLease {
+    /// How many milliseconds the lock is held from now on, at least; 0 when it is not held.
+    #[napi(getter)]
+    pub fn remaining(&self) -> f64 {
+        self.lease.remaining(Moment::now()).as_secs_f64() * 1000.0
+    }
+
+    /// Whether a release of ours has been confirmed.
+    #[napi(getter)]
+    pub fn released(&self) -> bool {
+        self.lease.standing() == Standing::Released
+    }
+
+    /// The twelve bytes of the `ObjectId` that is stored with the lock.
+    #[napi(getter)]
+    pub fn id(&self) -> Uint8Array {
+        Uint8Array::new(self.lease.id().bytes().to_vec())
+    }
+}
+
+impl NativeLease {
+    /// Wraps a lease for JavaScript.
+    pub fn new(lease: Arc<Lease>) -> Self {
+        Self { lease }
+    }
+}
+
+fn document_or_nothing(
+    document: std::result::Result<Option<Document>, Error>,
+) -> std::result::Result<Outcome, Error> {
+    document.map(|document| document.map_or(Outcome::Nothing, Outcome::Document))
+}
+
+fn read(subject: &[u8]) -> Result<Subject> {
+    bson::deserialize_from_slice(subject).map_err(|error| thrown(error.into()))
+}
+
+/// An error of a synchronous call; JavaScript has checked what users give, so these are configuration or defects.
+#[allow(clippy::needless_pass_by_value)]
+fn thrown(error: Error) -> NapiError {
+    NapiError::new(Status::GenericFailure, error.to_string())
+}

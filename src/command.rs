@@ -1,0 +1,317 @@
+//! The documents that are sent to the server, as pure functions: no I/O, no clock, no retry.
+//!
+//! Everything is judged by the server's clock (`$$NOW`), so no client's clock decides anything. Every value that
+//! comes from a caller is wrapped in `$literal` (in an expression) or `$eq` (in a filter), so that it means itself
+//! and is never read as an operator or a field path.
+//!
+//! Aggregation variables and expressions: <https://www.mongodb.com/docs/manual/reference/aggregation-variables/>.
+
+use bson::{Bson, Document, doc, oid::ObjectId};
+use serde::Deserialize;
+
+/// The constant part of every command on one model's collection.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Name of the collection.
+    pub collection: String,
+    /// Path of the date until which a document is locked, by default `locked`.
+    pub locked: String,
+    /// Path of the holder's record, by default `lockedBy`.
+    pub by: String,
+    /// Label of this process that is stored with each lock.
+    pub label: String,
+    /// Projection of the document that is handed back. Empty: all fields.
+    pub fields: Document,
+    /// Write concern of every write.
+    pub write_concern: Document,
+}
+
+/// What one call is about: which document, and which of its fields the call sets beside the lock's own.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Subject {
+    /// `_id`, the discriminator's key, the shard key's fields: each must be equal to the value given.
+    pub key: Document,
+    /// Fields to set, timestamps above all. Often empty.
+    pub set: Document,
+}
+
+/// The lock's state as a stranger read it, to be released only if it is still so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    locked: Bson,
+    lease: Bson,
+}
+
+impl Target {
+    /// Locks the document if it is free, or if `lease` holds it already (a retry after a lost answer).
+    ///
+    /// A free document gets `lease` and the next token; a retry keeps token and since. `$max` makes sure that a
+    /// late duplicate never shortens a lock.
+    pub fn lock(
+        &self,
+        subject: &Subject,
+        lease: ObjectId,
+        duration_ms: i64,
+        max_time_ms: i64,
+    ) -> Document {
+        let (locked, by) = (self.locked_ref(), self.by_ref(""));
+        let mine = doc! { "$eq": [self.by_ref(".lease"), lease] };
+        let mut filter = equal_to(&subject.key);
+        filter.insert(
+            "$expr",
+            doc! { "$cond": [mine.clone(), self.still_held(), doc! { "$lte": [&locked, "$$NOW"] }] },
+        );
+        let until = self.at_least(duration_ms);
+        let token = self.by_ref(".token");
+        let count = doc! { "$cond": [doc! { "$isNumber": &token }, &token, 0] };
+        let holder = doc! {
+            "lease": lease,
+            "token": { "$cond": [mine.clone(), &token, doc! { "$add": [count, 1] }] },
+            "label": { "$literal": &self.label },
+            "since": { "$cond": [mine, format!("{by}.since"), "$$NOW"] },
+            "until": until.clone(),
+        };
+        // `$mergeObjects` builds a new object; an object literal would be merged into what is stored.
+        let set = doc! { &self.locked: until, &self.by: { "$mergeObjects": [holder] } };
+        self.find_and_modify(subject, filter, set, max_time_ms)
+    }
+
+    /// Prolongs the lock that `lease` holds to at least `duration_ms` from now; never revives a lapsed one.
+    pub fn extend(
+        &self,
+        subject: &Subject,
+        lease: ObjectId,
+        duration_ms: i64,
+        max_time_ms: i64,
+    ) -> Document {
+        let mut filter = self.held_by(&subject.key, lease);
+        filter.insert("$expr", self.still_held());
+        let until = self.at_least(duration_ms);
+        let set = doc! { &self.locked: until.clone(), format!("{}.until", self.by): until };
+        self.find_and_modify(subject, filter, set, max_time_ms)
+    }
+
+    /// Releases the lock if `lease` was the last to take it; what another holds stays untouched.
+    pub fn release(&self, subject: &Subject, lease: ObjectId, max_time_ms: i64) -> Document {
+        let mut filter = self.held_by(&subject.key, lease);
+        filter.insert("$expr", self.untouched());
+        let set = doc! { &self.locked: "$$NOW", format!("{}.until", self.by): "$$NOW" };
+        self.find_and_modify(subject, filter, set, max_time_ms)
+    }
+
+    /// Releases whatever lock is in exactly the state that was read before, whoever holds it.
+    pub fn release_state(&self, subject: &Subject, state: &State, max_time_ms: i64) -> Document {
+        let mut filter = equal_to(&subject.key);
+        filter.insert(
+            "$expr",
+            doc! { "$and": [
+                same(&self.locked_ref(), &state.locked),
+                same(&self.by_ref(".lease"), &state.lease),
+            ] },
+        );
+        let by = self.by_ref("");
+        let set = doc! {
+            &self.locked: "$$NOW",
+            &self.by: { "$cond": [
+                { "$eq": [{ "$type": &by }, "object"] },
+                { "$mergeObjects": [&by, { "until": "$$NOW" }] },
+                &by,
+            ] },
+        };
+        self.find_and_modify(subject, filter, set, max_time_ms)
+    }
+
+    /// Finds the document with the given projection; an empty one gives all fields.
+    pub fn find(&self, subject: &Subject, projection: &Document, max_time_ms: i64) -> Document {
+        doc! {
+            "find": &self.collection,
+            "filter": equal_to(&subject.key),
+            "projection": projection.clone(),
+            "limit": 1,
+            "singleBatch": true,
+            "maxTimeMS": max_time_ms,
+        }
+    }
+
+    /// Projection of what [`Target::state`] and [`Target::is_untouched`] read.
+    pub fn state_fields(&self) -> Document {
+        doc! { &self.locked: 1, format!("{}.lease", self.by): 1, format!("{}.until", self.by): 1 }
+    }
+
+    /// The lock's state in a document that was read with [`Target::state_fields`].
+    pub fn state(&self, document: &Document) -> State {
+        State {
+            locked: at(document, &self.locked),
+            lease: at(document, &format!("{}.lease", self.by)),
+        }
+    }
+
+    /// Whether nobody who knows nothing of the holder's record has written the lock's date since.
+    pub fn is_untouched(&self, document: &Document) -> bool {
+        at(document, &self.locked) == at(document, &format!("{}.until", self.by))
+    }
+
+    /// Whether `lease` was the last to take the lock of a document that was read with [`Target::state_fields`].
+    pub fn is_held_by(&self, document: &Document, lease: ObjectId) -> bool {
+        at(document, &format!("{}.lease", self.by)) == Bson::ObjectId(lease)
+            && self.is_untouched(document)
+    }
+
+    fn find_and_modify(
+        &self,
+        subject: &Subject,
+        filter: Document,
+        mut set: Document,
+        max_time_ms: i64,
+    ) -> Document {
+        for (path, value) in &subject.set {
+            set.insert(path, doc! { "$literal": value.clone() });
+        }
+        let mut command = doc! {
+            "findAndModify": &self.collection,
+            "query": filter,
+            "update": [{ "$set": set }],
+            "new": true,
+        };
+        if !self.fields.is_empty() {
+            command.insert("fields", self.fields.clone());
+        }
+        command.insert("writeConcern", self.write_concern.clone());
+        command.insert("maxTimeMS", max_time_ms);
+        command
+    }
+
+    fn held_by(&self, key: &Document, lease: ObjectId) -> Document {
+        let mut filter = equal_to(key);
+        filter.insert(format!("{}.lease", self.by), lease);
+        filter
+    }
+
+    /// `locked` was last written together with `until`: by a lock of ours, not by an operator or another program.
+    fn untouched(&self) -> Document {
+        doc! { "$eq": [self.locked_ref(), self.by_ref(".until")] }
+    }
+
+    fn still_held(&self) -> Document {
+        doc! { "$and": [self.untouched(), { "$gt": [self.locked_ref(), "$$NOW"] }] }
+    }
+
+    fn at_least(&self, duration_ms: i64) -> Document {
+        doc! { "$max": [self.locked_ref(), { "$add": ["$$NOW", duration_ms] }] }
+    }
+
+    fn locked_ref(&self) -> String {
+        format!("${}", self.locked)
+    }
+
+    fn by_ref(&self, rest: &str) -> String {
+        format!("${}{rest}", self.by)
+    }
+}
+
+/// `{path: {$eq: value}}` for each entry: an `_id` such as `{$gt: ''}` means itself.
+fn equal_to(key: &Document) -> Document {
+    key.iter()
+        .map(|(path, value)| (path.clone(), Bson::Document(doc! { "$eq": value.clone() })))
+        .collect()
+}
+
+/// The expression that the path holds just this value; null and missing are the same.
+fn same(path: &str, value: &Bson) -> Document {
+    doc! { "$eq": [{ "$ifNull": [path, Bson::Null] }, { "$literal": value.clone() }] }
+}
+
+/// The value at a dotted path; null when there is none.
+fn at(document: &Document, path: &str) -> Bson {
+    let mut value = None;
+    let mut inside = Some(document);
+    for name in path.split('.') {
+        value = inside.and_then(|document| document.get(name));
+        inside = value.and_then(Bson::as_document);
+    }
+    value.cloned().unwrap_or(Bson::Null)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            collection: "orders".into(),
+            locked: "locked".into(),
+            by: "lockedBy".into(),
+            label: "$password".into(),
+            fields: Document::new(),
+            write_concern: doc! { "w": "majority" },
+        }
+    }
+
+    fn subject(id: impl Into<Bson>) -> Subject {
+        Subject { key: doc! { "_id": id.into() }, set: Document::new() }
+    }
+
+    #[test]
+    fn what_a_caller_gives_is_never_read_as_an_operator_or_a_path() {
+        let mut subject = subject(doc! { "$gt": "" });
+        subject.set = doc! { "updatedAt": "$secret" };
+        let command = target().lock(&subject, ObjectId::new(), 10, 20);
+        let query = command.get_document("query").unwrap();
+        assert_eq!(query.get_document("_id").unwrap(), &doc! { "$eq": { "$gt": "" } });
+        let set = command.get_array("update").unwrap()[0].as_document().unwrap();
+        let set = set.get_document("$set").unwrap();
+        assert_eq!(set.get_document("updatedAt").unwrap(), &doc! { "$literal": "$secret" });
+        let holder = set.get_document("lockedBy").unwrap().get_array("$mergeObjects").unwrap();
+        let label = holder[0].as_document().unwrap().get_document("label").unwrap();
+        assert_eq!(label, &doc! { "$literal": "$password" });
+    }
+
+    #[test]
+    fn every_write_has_a_write_concern_and_a_time_limit() {
+        let (target, subject, lease) = (target(), subject(1), ObjectId::new());
+        let state = target.state(&doc! {});
+        for command in [
+            target.lock(&subject, lease, 10, 77),
+            target.extend(&subject, lease, 10, 77),
+            target.release(&subject, lease, 77),
+            target.release_state(&subject, &state, 77),
+        ] {
+            assert_eq!(command.get_document("writeConcern").unwrap(), &doc! { "w": "majority" });
+            assert_eq!(command.get_i64("maxTimeMS").unwrap(), 77);
+        }
+    }
+
+    #[test]
+    fn only_lock_can_take_a_document_from_another_lease() {
+        let (target, subject, lease) = (target(), subject(1), ObjectId::new());
+        for command in [target.extend(&subject, lease, 10, 1), target.release(&subject, lease, 1)] {
+            let query = command.get_document("query").unwrap();
+            assert_eq!(query.get_object_id("lockedBy.lease").unwrap(), lease);
+        }
+        let command = target.lock(&subject, lease, 10, 1);
+        assert!(!command.get_document("query").unwrap().contains_key("lockedBy.lease"));
+    }
+
+    #[test]
+    fn the_paths_follow_the_option_path_even_when_nested() {
+        let target = Target { locked: "state.busy".into(), by: "state.busyBy".into(), ..target() };
+        let lease = ObjectId::new();
+        let document = doc! { "state": { "busy": 1, "busyBy": { "lease": lease, "until": 1 } } };
+        assert!(target.is_untouched(&document));
+        assert!(target.is_held_by(&document, lease));
+        assert!(!target.is_held_by(&document, ObjectId::new()));
+        assert_eq!(
+            target.state(&document),
+            State { locked: Bson::Int32(1), lease: Bson::ObjectId(lease) }
+        );
+    }
+
+    #[test]
+    fn a_document_without_lock_fields_has_a_state_of_nulls() {
+        assert_eq!(
+            target().state(&doc! { "_id": 1 }),
+            State { locked: Bson::Null, lease: Bson::Null }
+        );
+    }
+}

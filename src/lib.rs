@@ -1,0 +1,26 @@
+//! The native side of `mongoose-lock-release`: locks `MongoDB` documents for Mongoose.
+//!
+//! JavaScript registers the plugin and checks arguments; everything that talks to the server is here. Answers are
+//! documents, `None` for "locked by another, lost or gone", or an [`error::Error`].
+//!
+//! # Layout
+//!
+//! Data runs one way: JavaScript → [`client`] → [`store`] → the server, and back through [`bridge`].
+//!
+//! - [`client`]: the classes that JavaScript calls
+//! - [`bridge`]: answers to JavaScript, in batches
+//! - [`store`]: sends commands, sends them again, sorts answers
+//! - [`command`]: the commands' documents, pure functions
+//! - [`lease`]: one held lock, its deadline and standing
+//! - [`options`]: Mongoose's connection options for the Rust driver
+//! - [`error`]: what can go wrong
+//! - [`runtime`]: the threads it all runs on
+
+pub mod bridge;
+pub mod client;
+pub mod command;
+pub mod error;
+pub mod lease;
+pub mod options;
+pub mod runtime;
+pub mod store;

@@ -1,0 +1,463 @@
+//! Sends the commands of `command.rs`, sends them again when that may help, and sorts out what the answers mean.
+//!
+//! Each call answers its caller once: with a result, or with an error when its time is up. A future of the driver is
+//! never dropped half-way; one that outlives its caller runs to its end, and what it won late is released.
+//! Nothing here knows Node.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocumentBuf, oid::ObjectId};
+use mongodb::{Client, Database};
+use tokio::sync::{RwLock, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::command::{Subject, Target};
+use crate::error::Error;
+use crate::lease::{Lease, Moment, Standing};
+use crate::options::ConnectionOptions;
+
+/// How long calls in flight may still take once their client is being closed.
+const GRACE: Duration = Duration::from_secs(1);
+/// The driver's own time-outs are let through first: they say more than ours.
+const SLACK: Duration = Duration::from_millis(200);
+/// The first pause before a command is sent again, and the longest; both are shortened at random.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// One native client, the counterpart of one `MongoClient` of Mongoose's.
+pub struct Store {
+    client: Client,
+    limit: Duration,
+    closing: watch::Sender<bool>,
+    /// Read by every call while it runs, so that closing can wait for them.
+    running: RwLock<()>,
+}
+
+impl Store {
+    /// Makes a client of the options; it connects in the background.
+    pub fn connect(options: ConnectionOptions) -> Result<Arc<Self>, Error> {
+        let limit = options.limit();
+        let client = options.connect()?;
+        let (closing, _) = watch::channel(false);
+        Ok(Arc::new(Self { client, limit, closing, running: RwLock::new(()) }))
+    }
+
+    /// Closes the client. Calls in flight have a second to end by themselves, then they are answered with an error.
+    pub async fn close(&self) {
+        if self.closing.send_replace(true) {
+            return;
+        }
+        let _ = timeout(GRACE, self.running.write()).await;
+        self.client.clone().shutdown().immediate(true).await;
+    }
+}
+
+/// A document that this process has locked.
+#[derive(Debug)]
+pub struct Locked {
+    /// The document, as it is with the lock.
+    pub document: Document,
+    /// The acquisition.
+    pub lease: Arc<Lease>,
+}
+
+/// Why a lock call failed, and the lease that it may have left behind.
+struct Failed {
+    error: Error,
+    lease: ObjectId,
+}
+
+/// One model's collection on one client.
+pub struct Collection {
+    store: Arc<Store>,
+    database: Database,
+    target: Target,
+}
+
+impl Collection {
+    /// The collection that `target` names in a database.
+    pub fn new(store: Arc<Store>, database: &str, target: Target) -> Arc<Self> {
+        let database = store.client.database(database);
+        Arc::new(Self { store, database, target })
+    }
+
+    /// Tries once to lock a document. Answers with `None` when it is locked or gone.
+    pub async fn lock(
+        &self,
+        subject: Subject,
+        duration_ms: i64,
+        answer: impl FnOnce(Result<Option<Locked>, Error>) + Send,
+    ) {
+        let _running = self.store.running.read().await;
+        let call = Call::begin(&self.store);
+        let attempt = self.acquire(&subject, duration_ms, &call);
+        tokio::pin!(attempt);
+        let (outcome, answer) = tokio::select! {
+            outcome = &mut attempt => (outcome, Some(answer)),
+            error = call.cut_short() => {
+                answer(Err(error));
+                (attempt.await, None)
+            }
+        };
+        let leftover = match (outcome, answer) {
+            (Ok(locked), Some(answer)) => return answer(Ok(locked)),
+            (Ok(locked), None) => locked.map(|locked| locked.lease.id()),
+            (Err(Failed { error, lease }), answer) => {
+                let leftover = error.is_ambiguous().then_some(lease);
+                if let Some(answer) = answer {
+                    answer(Err(error));
+                }
+                leftover
+            }
+        };
+        if let Some(lease) = leftover {
+            self.release_in_background(&subject, lease, duration_ms).await;
+        }
+    }
+
+    /// Releases the lock that `lease` holds. Answers with `None` when it was lost.
+    pub async fn release(
+        &self,
+        subject: Subject,
+        lease: Arc<Lease>,
+        answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
+    ) {
+        let call = Call::begin(&self.store);
+        let work = async {
+            let _turn = lease.turn().await;
+            let released = self.release_held(&subject, &lease, &call).await?;
+            let lost = released.is_none();
+            lease.set_standing(if lost { Standing::Lost } else { Standing::Released });
+            Ok(released)
+        };
+        self.answer_in_time(&call, work, answer).await;
+    }
+
+    /// Releases the lock whoever holds it. Answers with `None` when the document is gone.
+    pub async fn release_any(
+        &self,
+        subject: Subject,
+        answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
+    ) {
+        let call = Call::begin(&self.store);
+        self.answer_in_time(&call, self.release_state(&subject, &call), answer).await;
+    }
+
+    /// Prolongs the lock that `lease` holds. Answers with `None` when it is not held any more.
+    pub async fn extend(
+        &self,
+        subject: Subject,
+        lease: Arc<Lease>,
+        duration_ms: i64,
+        answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
+    ) {
+        let call = Call::begin(&self.store);
+        let work = async {
+            let _turn = lease.turn().await;
+            if lease.standing() != Standing::Held {
+                return Ok(None);
+            }
+            let sent = Moment::now();
+            let extended = self
+                .send_until_answered(&call, |ms| {
+                    self.target.extend(&subject, lease.id(), duration_ms, ms)
+                })
+                .await?
+                .0;
+            match &extended {
+                Some(_) => lease.prolong(sent.plus_ms(duration_ms)),
+                None => lease.set_standing(Standing::Lost),
+            }
+            Ok(extended)
+        };
+        self.answer_in_time(&call, work, answer).await;
+    }
+
+    /// Reads the state of the lock that `lease` took. Answers with `None` when it is another's, or gone.
+    pub async fn inspect(
+        &self,
+        subject: Subject,
+        lease: Arc<Lease>,
+        answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
+    ) {
+        let call = Call::begin(&self.store);
+        let work = async {
+            let state = self.read(&subject, &self.target.state_fields(), &call).await?;
+            Ok(state.filter(|state| self.target.is_held_by(state, lease.id())))
+        };
+        self.answer_in_time(&call, work, answer).await;
+    }
+
+    async fn acquire(
+        &self,
+        subject: &Subject,
+        duration_ms: i64,
+        call: &Call,
+    ) -> Result<Option<Locked>, Failed> {
+        let mut lease = ObjectId::new();
+        // Counted from before the first attempt with this lease: any of them may be the one that was applied.
+        let mut sent = Moment::now();
+        let (mut in_doubt, mut afresh, mut late) = (false, false, false);
+        loop {
+            let command = self.target.lock(subject, lease, duration_ms, call.milliseconds_left());
+            match self.send(&command).await {
+                Err(error) => {
+                    call.pause_after(error).await.map_err(|error| Failed { error, lease })?;
+                    in_doubt = true;
+                }
+                Ok(Some(document)) => {
+                    let deadline = sent.plus_ms(duration_ms);
+                    if late || Moment::now() < deadline {
+                        let lease = Arc::new(Lease::new(lease, deadline));
+                        return Ok(Some(Locked { document, lease }));
+                    }
+                    // The answer is older than the lock, as when the command waited behind a transaction: a lock
+                    // that is over is of no use. Ask once more; if we still hold it, that prolongs it.
+                    (late, in_doubt, sent) = (true, true, Moment::now());
+                }
+                // An earlier attempt may have been applied and have lapsed since: the lease is used up, but the
+                // document may be free.
+                Ok(None) if in_doubt && !afresh => {
+                    (lease, sent) = (ObjectId::new(), Moment::now());
+                    (in_doubt, afresh) = (false, true);
+                }
+                Ok(None) => return Ok(None),
+            }
+        }
+    }
+
+    async fn release_held(
+        &self,
+        subject: &Subject,
+        lease: &Lease,
+        call: &Call,
+    ) -> Result<Option<Document>, Error> {
+        let command = |ms| self.target.release(subject, lease.id(), ms);
+        let (released, in_doubt) = self.send_until_answered(call, command).await?;
+        if released.is_some() || !in_doubt || Moment::now() >= lease.deadline() {
+            return Ok(released);
+        }
+        // The lease is gone before its time: an earlier attempt has released it, and another has the lock now. If
+        // the date was written by somebody who knows nothing of leases, nobody can tell.
+        match self.read(subject, &self.target.state_fields(), call).await? {
+            Some(document) if self.target.is_untouched(&document) => {
+                self.read(subject, &self.target.fields, call).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn release_state(
+        &self,
+        subject: &Subject,
+        call: &Call,
+    ) -> Result<Option<Document>, Error> {
+        loop {
+            let Some(document) = self.read(subject, &self.target.state_fields(), call).await?
+            else {
+                return Ok(None);
+            };
+            let state = self.target.state(&document);
+            let command = |ms| self.target.release_state(subject, &state, ms);
+            let (released, in_doubt) = self.send_until_answered(call, command).await?;
+            if released.is_some() {
+                return Ok(released);
+            }
+            if in_doubt {
+                // What we read is gone, and it may have been us: whoever has the lock now got it afterwards.
+                return self.read(subject, &self.target.fields, call).await;
+            }
+            // Somebody was faster between the two: look again, unless the time is up.
+            if call.ends <= Instant::now() {
+                return Err(call.time_out());
+            }
+        }
+    }
+
+    /// Releases a lease that nobody waits for any more, until it would have lapsed by itself.
+    async fn release_in_background(&self, subject: &Subject, lease: ObjectId, duration_ms: i64) {
+        let lapsed = Moment::now().plus_ms(duration_ms);
+        let subject = Subject { key: subject.key.clone(), set: Document::new() };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let ms = i64::try_from(LONGEST_PAUSE.as_millis()).unwrap_or(i64::MAX);
+            match self.send(&self.target.release(&subject, lease, ms)).await {
+                Err(error) if error.is_ambiguous() || error.is_server_selection() => {}
+                _ => return,
+            }
+            if Moment::now() >= lapsed || *self.store.closing.borrow() {
+                return;
+            }
+            sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Sends until there is an answer; tells too whether an earlier attempt may have been applied.
+    async fn send_until_answered(
+        &self,
+        call: &Call,
+        command: impl Fn(i64) -> Document,
+    ) -> Result<(Option<Document>, bool), Error> {
+        let mut in_doubt = false;
+        loop {
+            match self.send(&command(call.milliseconds_left())).await {
+                Ok(document) => return Ok((document, in_doubt)),
+                Err(error) => {
+                    call.pause_after(error).await?;
+                    in_doubt = true;
+                }
+            }
+        }
+    }
+
+    /// Finds the document on the primary.
+    async fn read(
+        &self,
+        subject: &Subject,
+        projection: &Document,
+        call: &Call,
+    ) -> Result<Option<Document>, Error> {
+        loop {
+            let command = self.target.find(subject, projection, call.milliseconds_left());
+            match self.run(&command).await {
+                Ok(mut reply) => {
+                    let batch = match reply.get_document_mut("cursor") {
+                        Ok(cursor) => cursor.get_array_mut("firstBatch").map(std::mem::take),
+                        Err(error) => Err(error),
+                    };
+                    let first = batch.unwrap_or_default().into_iter().next();
+                    return Ok(first.and_then(|document| match document {
+                        Bson::Document(document) => Some(document),
+                        _ => None,
+                    }));
+                }
+                Err(error) => call.pause_after(error).await?,
+            }
+        }
+    }
+
+    /// One findAndModify: the document as it is afterwards, or `None` when none matched.
+    async fn send(&self, command: &Document) -> Result<Option<Document>, Error> {
+        let mut reply = self.run(command).await?;
+        // The driver takes an applied but unacknowledged write for a success.
+        if let Ok(failure) = reply.get_document("writeConcernError") {
+            let labels = reply.get_array("errorLabels").map(|labels| {
+                labels.iter().filter_map(|label| label.as_str().map(str::to_owned)).collect()
+            });
+            return Err(Error::WriteConcern {
+                code: failure.get_i32("code").unwrap_or_default(),
+                code_name: failure.get_str("codeName").unwrap_or_default().to_owned(),
+                message: failure.get_str("errmsg").unwrap_or("write concern failed").to_owned(),
+                labels: labels.unwrap_or_else(|_| BTreeSet::new()),
+            });
+        }
+        Ok(match reply.remove("value") {
+            Some(Bson::Document(document)) => Some(document),
+            _ => None,
+        })
+    }
+
+    async fn run(&self, command: &Document) -> Result<Document, Error> {
+        if *self.store.closing.borrow() {
+            return Err(Error::Closed);
+        }
+        Ok(self.database.run_raw_command(RawDocumentBuf::try_from(command)?).await?)
+    }
+
+    /// Runs `work` and answers with what it comes to, or with an error when the time is up; `work` always ends.
+    async fn answer_in_time<T>(
+        &self,
+        call: &Call,
+        work: impl Future<Output = Result<T, Error>>,
+        answer: impl FnOnce(Result<T, Error>),
+    ) {
+        let _running = self.store.running.read().await;
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => answer(result),
+            error = call.cut_short() => {
+                answer(Err(error));
+                let _ = work.await;
+            }
+        }
+    }
+}
+
+/// One call of the user's: when it must be answered, and what went wrong last.
+struct Call {
+    began: Instant,
+    ends: Instant,
+    closing: watch::Receiver<bool>,
+    trouble: Mutex<Trouble>,
+}
+
+struct Trouble {
+    last: Option<Error>,
+    pause: Duration,
+}
+
+impl Call {
+    fn begin(store: &Store) -> Self {
+        let began = Instant::now();
+        let trouble = Mutex::new(Trouble { last: None, pause: FIRST_PAUSE });
+        Self { began, ends: began + store.limit, closing: store.closing.subscribe(), trouble }
+    }
+
+    /// The time that a command may take on the server. At least 1: to the server 0 means no limit.
+    fn milliseconds_left(&self) -> i64 {
+        let left = self.ends.saturating_duration_since(Instant::now()).as_millis();
+        i64::try_from(left).unwrap_or(i64::MAX).clamp(1, i64::from(i32::MAX))
+    }
+
+    /// Waits before the next attempt. Gives the error back if another attempt is of no use or too late.
+    async fn pause_after(&self, error: Error) -> Result<(), Error> {
+        if !error.is_passing() || *self.closing.borrow() {
+            return Err(error);
+        }
+        let pause = {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            trouble.last = Some(error.clone());
+            let pause = trouble.pause;
+            trouble.pause = (pause * 2).min(LONGEST_PAUSE);
+            jittered(pause)
+        };
+        if Instant::now() + pause >= self.ends {
+            return Err(error);
+        }
+        sleep(pause).await;
+        Ok(())
+    }
+
+    /// Ends when the caller must be answered, come what may.
+    async fn cut_short(&self) -> Error {
+        let mut closing = self.closing.clone();
+        let closed = async {
+            // The sender lives as long as the store, so this ends with a change only.
+            let _ = closing.wait_for(|closing| *closing).await;
+            sleep(GRACE).await;
+        };
+        tokio::select! {
+            () = sleep_until(self.ends + SLACK) => self.time_out(),
+            () = closed => Error::Closed,
+        }
+    }
+
+    /// What went wrong last says more than that the time is up.
+    fn time_out(&self) -> Error {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble
+            .last
+            .clone()
+            .unwrap_or_else(|| Error::TimedOut { after_ms: (self.ends - self.began).as_millis() })
+    }
+}
+
+/// Half of the pause to all of it, at random: those that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0_u8) % 1000;
+    pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 1000
+}
