@@ -139,7 +139,7 @@ impl NativeCollection {
         Ok(())
     }
 
-    /// Asks the primary whether the lease is still the last; answers with a document that says so, or nothing.
+    /// Asks the primary whether the lease is still the last; answers with `{ mine }`, or nothing.
     #[napi]
     pub fn inspect(&self, env: Env, call: u32, subject: &[u8], lease: &NativeLease) -> Result<()> {
         let subject = read(subject)?;

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, oid::ObjectId};
+use bson::{Bson, Document, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::{Client, Database};
 use tokio::sync::{RwLock, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -176,7 +176,7 @@ impl Collection {
         self.answer_in_time(&call, work, answer).await;
     }
 
-    /// Reads the state of the lock that `lease` took. Answers with `None` when it is another's, or gone.
+    /// Tells whether `lease` was the last to take the lock, as `{ mine }`. Answers with `None` when the document is gone.
     pub async fn inspect(
         &self,
         subject: Subject,
@@ -186,7 +186,7 @@ impl Collection {
         let call = Call::begin(&self.store);
         let work = async {
             let state = self.read(&subject, &self.target.state_fields(), &call).await?;
-            Ok(state.filter(|state| self.target.is_held_by(state, lease.id())))
+            Ok(state.map(|state| doc! { "mine": self.target.is_held_by(&state, lease.id()) }))
         };
         self.answer_in_time(&call, work, answer).await;
     }

@@ -1,0 +1,79 @@
+/*
+ * Owns one acquisition: the lease that the server granted, and the commands that only its holder can send. What the
+ * user sees of it is the Lock.
+ */
+'use strict';
+
+const { begin } = require('./client');
+const { LockError } = require('./errors');
+const { Lock } = require('./lock');
+
+class Acquisition {
+  /**
+   * @param model the LockedModel that it was made through
+   * @param key what finds the document, as it was then
+   * @param lease the native lease, which knows the clock
+   * @param by the holder's record as it is stored
+   */
+  constructor(model, key, lease, by) {
+    this.model = model;
+    this.key = key;
+    this.lease = lease;
+    this.by = by;
+    this.lock = new Lock(this);
+  }
+
+  /** The condition that a write must meet so that nobody else has taken the lock since. */
+  get condition() {
+    const { settings, mongo } = this.model;
+    return {
+      [`${settings.by}.lease`]: new mongo.BSON.ObjectId(this.lease.id),
+      $expr: { $eq: [`$${settings.path}`, `$${settings.by}.until`] },
+    };
+  }
+
+  /** Releases it: the fresh document, or null when it was lost. */
+  async release(trace) {
+    const collection = await this.model.open('release');
+    const subject = this.model.subject(this.key);
+    return this.#begin(trace, (call) => collection.release(call, subject, this.lease));
+  }
+
+  /** Prolongs it: the fresh document, or null when it is not held any more. */
+  async extend(duration, trace) {
+    const collection = await this.model.open('extend');
+    const subject = this.model.subject(this.key);
+    return this.#begin(trace, (call) => collection.extend(call, subject, this.lease, duration));
+  }
+
+  /** Asks the server whether the document is there and another has taken its lock. */
+  async isOthers(trace) {
+    const { model } = this;
+    const collection = await model.open('save');
+    const subject = model.mongo.BSON.serialize({ key: this.key, set: {} });
+    const read = (bytes) => model.mongo.BSON.deserialize(bytes);
+    const call = { trace, mongo: model.mongo, read };
+    const state = await begin(call, (number) => collection.inspect(number, subject, this.lease));
+    return state !== null && !state.mine;
+  }
+
+  lost(why, cause) {
+    const { Model } = this.model;
+    return new LockError(
+      'ERR_LOCK_LOST',
+      `the lock on ${Model.modelName} ${this.key._id} is lost: ${why}`,
+      cause && { cause },
+    );
+  }
+
+  #begin(trace, start) {
+    const read = (bytes) => {
+      const { doc, by } = this.model.read(bytes);
+      this.by = { ...this.by, until: by.until };
+      return doc;
+    };
+    return begin({ trace, mongo: this.model.mongo, read }, start);
+  }
+}
+
+module.exports = { Acquisition };

@@ -1,0 +1,107 @@
+/*
+ * Owns the checks of what users give to the plugin and to a document's methods. Nothing native is called before they
+ * have passed, and every message names the argument and the value.
+ */
+'use strict';
+
+const { inspect } = require('node:util');
+const { argumentError } = require('./errors');
+
+/** The last moment that a JavaScript Date can hold, in milliseconds. */
+const LAST_DATE = 8.64e15;
+
+const PLUGIN_OPTIONS = ['modelName', 'path', 'label', 'fence', 'writeConcern', 'exitTimeout'];
+
+function show(value) {
+  const text = typeof value === 'bigint' ? `${value}n` : inspect(value, { depth: 0, breakLength: 80 });
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text;
+}
+
+/** The duration in whole milliseconds, rounded up. */
+function checkDuration(duration) {
+  if (typeof duration !== 'number') {
+    throw argumentError(
+      TypeError,
+      `duration must be a number of milliseconds, got ${show(duration)}`,
+    );
+  }
+  if (!(duration >= 0) || Date.now() + duration > LAST_DATE) {
+    throw argumentError(
+      RangeError,
+      `duration must be a number of milliseconds from 0 up to the end of the Date range, got ${show(duration)}`,
+    );
+  }
+  return Math.ceil(duration);
+}
+
+function checkObject(name, value, known) {
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) {
+    throw argumentError(TypeError, `${name} must be an object, got ${show(value)}`);
+  }
+  for (const key of Object.keys(value)) {
+    if (!known.includes(key)) {
+      const list = known.length > 0 ? `known: ${known.join(', ')}` : 'there are none yet';
+      throw argumentError(TypeError, `${name}.${key} is not an option (${list}), got ${show(value[key])}`);
+    }
+  }
+}
+
+/** The options of `lock`. */
+function checkLockOptions(options) {
+  if (options !== undefined) checkObject('options', options, []);
+}
+
+/** Throws, always: without a function there is nobody to tell otherwise. */
+function checkCallback(callback) {
+  if (callback !== undefined && typeof callback !== 'function') {
+    throw argumentError(TypeError, `callback must be a function, got ${show(callback)}`);
+  }
+}
+
+function checkOption(options, name, isValid, wanted) {
+  const value = options[name];
+  if (value !== undefined && !isValid(value)) {
+    throw argumentError(TypeError, `options.${name} must be ${wanted}, got ${show(value)}`);
+  }
+}
+
+const isText = (value) => typeof value === 'string' && value !== '';
+
+/** The plugin's own options, as an object whatever form they were given in. */
+function checkPluginOptions(options) {
+  if (options === undefined || options === null) return {};
+  if (typeof options === 'string') options = { modelName: options };
+  checkObject('options', options, PLUGIN_OPTIONS);
+  // The original took the model's name as a string; an empty one is a slip.
+  checkOption(options, 'modelName', isText, 'the name of a model');
+  checkOption(
+    options,
+    'path',
+    (path) => isText(path) && path.split('.').every((name) => /^[^$\0]/.test(name)),
+    'a path in the document',
+  );
+  checkOption(options, 'label', (label) => typeof label === 'string', 'a string');
+  checkOption(options, 'fence', (fence) => typeof fence === 'boolean', 'true or false');
+  checkOption(
+    options,
+    'exitTimeout',
+    (ms) => typeof ms === 'number' && ms >= 0 && ms <= 2 ** 31 - 1,
+    'a number of milliseconds',
+  );
+  if (options.writeConcern !== undefined) checkWriteConcern(options.writeConcern);
+  return options;
+}
+
+function checkWriteConcern(writeConcern) {
+  checkObject('options.writeConcern', writeConcern, ['w', 'j', 'wtimeout', 'wtimeoutMS']);
+  const { w } = writeConcern;
+  const acknowledged = isText(w) || (Number.isInteger(w) && w >= 1);
+  if (w !== undefined && !acknowledged) {
+    throw argumentError(
+      RangeError,
+      `options.writeConcern.w must be "majority", a tag, or a number from 1 (a lock must be acknowledged), got ${show(w)}`,
+    );
+  }
+}
+
+module.exports = { checkCallback, checkDuration, checkLockOptions, checkPluginOptions };

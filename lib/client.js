@@ -1,0 +1,157 @@
+/*
+ * Owns the native clients: one per MongoClient of Mongoose's, made at the first lock after the connection is open and
+ * closed with it; and the calls in flight, each of which is answered exactly once. It knows nothing of documents.
+ */
+'use strict';
+
+const { NativeBridge, NativeClient } = require('../binding');
+const { fromReport, withStack } = require('./errors');
+const { connectionOptions } = require('./options');
+
+const CONNECTED = 1;
+
+/** What an answer is; the same numbers as in src/bridge.rs. */
+const LOCKED = 2;
+const FAILURE = 3;
+
+/** Calls in flight, by number. */
+const calls = new Map();
+let lastCall = 0;
+let bridge;
+
+function onAnswers(heads, bytes, leases) {
+  let start = 0;
+  let lease = 0;
+  for (let i = 0; i < heads.length; i += 3) {
+    const call = calls.get(heads[i]);
+    const kind = heads[i + 1];
+    const end = heads[i + 2];
+    const won = kind === LOCKED ? leases[lease++] : undefined;
+    if (call !== undefined) {
+      calls.delete(heads[i]);
+      settle(call, kind, bytes.subarray(start, end), won);
+    }
+    start = end;
+  }
+}
+
+function settle({ resolve, reject, trace, mongo, read }, kind, bytes, lease) {
+  try {
+    if (kind === FAILURE) {
+      reject(withStack(fromReport(mongo.BSON.deserialize(bytes), mongo), trace));
+    } else {
+      resolve(bytes.length === 0 ? null : read(bytes, lease));
+    }
+  } catch (error) {
+    // A document's own init hook or getter may throw; the other calls of the batch must not suffer from it.
+    reject(error);
+  }
+}
+
+/**
+ * Starts a native call.
+ * @param {{ trace: { stack: string }, mongo: object, read: Function }} call the caller's stack, the user's driver, and
+ *   what makes a result of a document's bytes and a lease
+ * @param {(number: number) => void} start begins the work under this number
+ */
+function begin(call, start) {
+  return new Promise((resolve, reject) => {
+    lastCall = (lastCall + 1) >>> 0;
+    const number = lastCall;
+    calls.set(number, { ...call, resolve, reject });
+    try {
+      start(number);
+    } catch (error) {
+      calls.delete(number);
+      reject(error);
+    }
+  });
+}
+
+/** A native client and the collections that were opened on it. */
+class Client {
+  constructor(mongoClient, mongo) {
+    const options = connectionOptions(mongoClient.options);
+    bridge ??= new NativeBridge(onAnswers);
+    this.native = new NativeClient(bridge, mongo.BSON.serialize(options, { ignoreUndefined: true }));
+    this.isOpen = true;
+    mongoClient.once('topologyClosed', () => {
+      // The same MongoClient may connect again: it gets a new native one then.
+      this.isOpen = false;
+      if (clients.get(mongoClient) === this) clients.delete(mongoClient);
+      this.native.close();
+    });
+  }
+
+  collection(database, target, mongo) {
+    return this.native.collection(database, mongo.BSON.serialize(target, { ignoreUndefined: true }));
+  }
+}
+
+/** MongoClient -> Client */
+const clients = new WeakMap();
+
+/** The client of a connection that is open, or has been and lost its server; undefined if there is none yet. */
+function clientOf(connection, mongo) {
+  const mongoClient = connection.getClient();
+  if (!mongoClient) return undefined;
+  let client = clients.get(mongoClient);
+  if (!client && connection.readyState === CONNECTED) {
+    client = new Client(mongoClient, mongo);
+    clients.set(mongoClient, client);
+  }
+  return client;
+}
+
+/** Connection -> functions to call when it is open */
+const waiting = new WeakMap();
+
+function whenConnected(connection, then) {
+  let waiters = waiting.get(connection);
+  if (!waiters) {
+    waiters = new Set();
+    waiting.set(connection, waiters);
+    connection.on('connected', () => {
+      for (const waiter of [...waiters]) waiter();
+    });
+  }
+  waiters.add(then);
+  return () => waiters.delete(then);
+}
+
+/** Resolves with the client once the connection is open, as Mongoose buffers its own operations. */
+function openClient(Model, operation) {
+  const { db: connection, base, collection } = Model;
+  const client = clientOf(connection, base.mongo);
+  if (client) return Promise.resolve(client);
+  const name = `${collection.name}.${operation}()`;
+  if (connection.$wasForceClosed) {
+    return Promise.reject(new base.Error('Connection was force closed'));
+  }
+  if (!collection._shouldBufferCommands()) {
+    return Promise.reject(
+      new base.Error(
+        `Cannot call \`${name}\` before initial connection is complete if \`bufferCommands = false\`. ` +
+          'Make sure you `await mongoose.connect()` if you have `bufferCommands = false`.',
+      ),
+    );
+  }
+  return new Promise((resolve, reject) => {
+    const timeoutMS = collection._getBufferTimeoutMS();
+    const timer = setTimeout(() => {
+      forget();
+      reject(new base.Error(`Operation \`${name}\` buffering timed out after ${timeoutMS}ms`));
+    }, timeoutMS);
+    const forget = whenConnected(connection, () => {
+      forget();
+      clearTimeout(timer);
+      try {
+        resolve(clientOf(connection, base.mongo));
+      } catch (error) {
+        reject(error);
+      }
+    });
+  });
+}
+
+module.exports = { begin, clientOf, openClient };

@@ -1,0 +1,142 @@
+/*
+ * Owns what a document knows of its lock, and the verbs that a user calls on it: lock, release, extend. Each takes a Node
+ * callback, or returns a promise when none is given.
+ */
+'use strict';
+
+const { Acquisition } = require('./acquisition');
+const { checkCallback, checkDuration, checkLockOptions } = require('./arguments');
+const { begin } = require('./client');
+const { LockError } = require('./errors');
+const { fence } = require('./fence');
+const { lockedModel } = require('./model');
+
+/** Document -> its Acquisition, or null once `lock` was called on it without success. */
+const acquisitions = new WeakMap();
+
+/** The acquisition that a document holds, or held last. */
+function acquisitionOf(doc) {
+  return acquisitions.get(doc) ?? undefined;
+}
+
+function hold(doc, acquisition) {
+  acquisitions.set(doc, acquisition);
+  Object.defineProperty(doc, '$lock', {
+    value: acquisition.lock,
+    configurable: true,
+    writable: true,
+  });
+  if (acquisition.model.settings.fence) fence(doc, acquisitionOf);
+}
+
+/** The model through which a document is locked: its own, or the one that the plugin was told. */
+function modelOf(doc, settings) {
+  const own = doc.constructor;
+  return lockedModel(settings.modelName ? own.db.model(settings.modelName) : own, settings);
+}
+
+function refuse(doc, verb) {
+  if (doc.$isSubdocument) {
+    throw new LockError(
+      'ERR_LOCK_SUBDOCUMENT',
+      `a subdocument has no lock of its own: ${verb} its top-level document`,
+    );
+  }
+  if (doc.$session()?.inTransaction()) {
+    throw new LockError(
+      'ERR_LOCK_IN_TRANSACTION',
+      `cannot ${verb} a document whose session is in a transaction: a lock that rolls back is no lock. ` +
+        'Lock before the transaction begins and release after it has ended',
+    );
+  }
+}
+
+async function lock(doc, settings, trace, duration, options) {
+  // From here on it is not a document that `lock` was never called on: whatever comes of it, a `release` must not free
+  // another's lock. One that holds already keeps what it has.
+  if (!acquisitions.has(doc)) acquisitions.set(doc, null);
+  const durationMs = checkDuration(duration);
+  checkLockOptions(options);
+  refuse(doc, 'lock');
+  if (doc.isNew) {
+    throw new LockError(
+      'ERR_LOCK_NOT_STORED',
+      'only stored documents can be locked: save the document first',
+    );
+  }
+  const model = modelOf(doc, settings);
+  const key = model.keyOf(doc);
+  const opened = model.open('lock');
+  const collection = opened instanceof Promise ? await opened : opened;
+  const subject = model.subject(key);
+  const read = (bytes, lease) => {
+    const { doc: fresh, by } = model.read(bytes);
+    const acquisition = new Acquisition(model, key, lease, by);
+    hold(doc, acquisition);
+    hold(fresh, acquisition);
+    return fresh;
+  };
+  const call = { trace, mongo: model.mongo, read };
+  return begin(call, (number) => collection.lock(number, subject, durationMs));
+}
+
+async function release(doc, settings, trace) {
+  refuse(doc, 'release');
+  const acquisition = acquisitions.get(doc);
+  if (acquisition) return acquisition.release(trace);
+  // A lock that was refused is another's.
+  if (acquisition === null) return null;
+  const model = modelOf(doc, settings);
+  const collection = await model.open('release');
+  const subject = model.subject(model.keyOf(doc));
+  const call = { trace, mongo: model.mongo, read: (bytes) => model.read(bytes).doc };
+  return begin(call, (number) => collection.release(number, subject));
+}
+
+async function extend(doc, settings, trace, duration) {
+  const durationMs = checkDuration(duration);
+  refuse(doc, 'extend');
+  return acquisitions.get(doc)?.extend(durationMs, trace) ?? null;
+}
+
+/** Answers a callback, or lets the promise be. */
+function answer(promise, callback) {
+  if (callback === undefined) return promise;
+  // Not from within the promise's reaction: what a callback throws must be an uncaught exception, and concern no other.
+  promise.then(
+    (doc) => process.nextTick(callback, null, doc),
+    (error) => process.nextTick(callback, error),
+  );
+  return undefined;
+}
+
+/** The caller's stack, to be read only if there is an error. */
+function traceOf(method) {
+  const trace = {};
+  Error.captureStackTrace(trace, method);
+  return trace;
+}
+
+/** The methods that the plugin gives to a schema with these settings. */
+function methods(settings) {
+  return {
+    lock: function lockDocument(duration, options, callback) {
+      if (typeof options === 'function' && callback === undefined) {
+        callback = options;
+        options = undefined;
+      }
+      checkCallback(callback);
+      return answer(lock(this, settings, traceOf(lockDocument), duration, options), callback);
+    },
+    release: function releaseDocument(callback) {
+      checkCallback(callback);
+      return answer(release(this, settings, traceOf(releaseDocument)), callback);
+    },
+    extend: function extendDocument(duration, callback) {
+      checkCallback(callback);
+      return answer(extend(this, settings, traceOf(extendDocument), duration), callback);
+    },
+  };
+}
+
+module.exports = { methods };

@@ -1,0 +1,58 @@
+/*
+ * Owns the Lock: the public face of an acquisition, what a document that holds a lock shows of it as `$lock`. It
+ * believes the native side, which knows the clock; it never asks the server.
+ */
+'use strict';
+
+/** One acquisition of a document's lock, as its holder sees it. */
+class Lock {
+  #acquisition;
+
+  constructor(acquisition) {
+    this.#acquisition = acquisition;
+  }
+
+  get held() {
+    return this.remaining > 0;
+  }
+
+  get remaining() {
+    return this.#acquisition.lease.remaining;
+  }
+
+  get expires() {
+    return new Date(this.#acquisition.by.until);
+  }
+
+  get since() {
+    return new Date(this.#acquisition.by.since);
+  }
+
+  get token() {
+    return Number(this.#acquisition.by.token);
+  }
+
+  get label() {
+    return this.#acquisition.by.label;
+  }
+
+  get filter() {
+    const { key, condition } = this.#acquisition;
+    return { _id: key._id, ...condition };
+  }
+
+  assertHeld() {
+    if (!this.held) throw this.#acquisition.lost('it ran out, was released, or was taken over');
+  }
+
+  toJSON() {
+    const { held, remaining, expires, since, token, label } = this;
+    return { held, remaining, expires, since, token, label };
+  }
+
+  [Symbol.for('nodejs.util.inspect.custom')](_depth, options, inspect) {
+    return `Lock ${inspect(this.toJSON(), options)}`;
+  }
+}
+
+module.exports = { Lock };
