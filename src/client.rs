@@ -2,6 +2,9 @@
 //!
 //! A method returns at once; its result comes over the bridge, under the number that JavaScript gave the call.
 
+// napi hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
 use std::sync::Arc;
 
 use bson::Document;
@@ -197,7 +200,6 @@ fn read(subject: &[u8]) -> Result<Subject> {
 }
 
 /// An error of a synchronous call; JavaScript has checked what users give, so these are configuration or defects.
-#[allow(clippy::needless_pass_by_value)]
 fn thrown(error: Error) -> NapiError {
     NapiError::new(Status::GenericFailure, error.to_string())
 }

@@ -16,11 +16,11 @@
 //! - [`error`]: what can go wrong
 //! - [`runtime`]: the threads it all runs on
 
-pub mod bridge;
-pub mod client;
-pub mod command;
-pub mod error;
-pub mod lease;
-pub mod options;
-pub mod runtime;
-pub mod store;
+mod bridge;
+mod client;
+mod command;
+mod error;
+mod lease;
+mod options;
+mod runtime;
+mod store;

@@ -178,6 +178,7 @@ impl ConnectionOptions {
 }
 
 impl Host {
+    #[cfg_attr(unix, allow(clippy::unnecessary_wraps))]
     fn into_address(self) -> Result<ServerAddress, Error> {
         match self {
             Self::Tcp { host, port } => Ok(ServerAddress::Tcp { host, port: Some(port) }),
@@ -287,12 +288,12 @@ mod tests {
 
     use super::*;
 
-    fn read(options: Document) -> ConnectionOptions {
+    fn read(options: &Document) -> ConnectionOptions {
         ConnectionOptions::from_bson(&options.to_vec().unwrap()).unwrap()
     }
 
     fn client_options(options: Document) -> ClientOptions {
-        read(options).into_client_options().unwrap().0
+        read(&options).into_client_options().unwrap().0
     }
 
     fn hosts() -> Vec<Document> {
@@ -320,17 +321,17 @@ mod tests {
 
     #[test]
     fn a_call_is_limited_by_the_shorter_of_two_time_outs() {
-        let options = read(doc! { "hosts": hosts(), "serverSelectionTimeoutMS": 500 });
+        let options = read(&doc! { "hosts": hosts(), "serverSelectionTimeoutMS": 500 });
         assert_eq!(options.limit(), Duration::from_millis(500));
         let options = read(
-            doc! { "hosts": hosts(), "serverSelectionTimeoutMS": 500, "socketTimeoutMS": 200 },
+            &doc! { "hosts": hosts(), "serverSelectionTimeoutMS": 500, "socketTimeoutMS": 200 },
         );
         assert_eq!(options.limit(), Duration::from_millis(200));
     }
 
     #[test]
     fn unknown_mechanisms_and_options_are_refused_by_name() {
-        let options = read(doc! { "hosts": hosts(), "credentials": { "mechanism": "GSSAPI" } });
+        let options = read(&doc! { "hosts": hosts(), "credentials": { "mechanism": "GSSAPI" } });
         let error = options.into_client_options().err().unwrap();
         assert!(error.to_string().contains("authMechanism=GSSAPI"));
         let bytes = doc! { "hosts": hosts(), "nonsense": 1 }.to_vec().unwrap();
@@ -339,7 +340,7 @@ mod tests {
 
     #[test]
     fn secrets_do_not_show_in_debug_output() {
-        let options = read(doc! {
+        let options = read(&doc! {
             "hosts": hosts(),
             "credentials": { "username": "u", "password": "hunter2" },
             "tls": { "ca": "PEM-CA", "certificateKey": "PEM-KEY" },
