@@ -42,6 +42,12 @@ function refuse(doc, verb) {
       `a subdocument has no lock of its own: ${verb} its top-level document`,
     );
   }
+  if (doc._id === undefined || doc._id === null) {
+    throw new LockError(
+      'ERR_LOCK_NOT_STORED',
+      `cannot ${verb} a document without an _id (was it left out by select()?)`,
+    );
+  }
   if (doc.$session()?.inTransaction()) {
     throw new LockError(
       'ERR_LOCK_IN_TRANSACTION',

@@ -114,7 +114,7 @@ class LockedModel {
     const { db } = this.Model;
     this.bsonOptions = db.getClient().bsonOptions;
     this.client = client;
-    this.collection = client.collection(db.name ?? db.db.databaseName, this.target, this.mongo);
+    this.collection = client.collection(db.db?.databaseName ?? db.name, this.target, this.mongo);
     return this.collection;
   }
 }

@@ -292,8 +292,8 @@ mod tests {
         ConnectionOptions::from_bson(&options.to_vec().unwrap()).unwrap()
     }
 
-    fn client_options(options: Document) -> ClientOptions {
-        read(&options).into_client_options().unwrap().0
+    fn client_options(options: &Document) -> ClientOptions {
+        read(options).into_client_options().unwrap().0
     }
 
     fn hosts() -> Vec<Document> {
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn the_node_drivers_zeroes_mean_no_limit() {
         let options = client_options(
-            doc! { "hosts": hosts(), "maxPoolSize": 0, "connectTimeoutMS": 0, "maxIdleTimeMS": 0 },
+            &doc! { "hosts": hosts(), "maxPoolSize": 0, "connectTimeoutMS": 0, "maxIdleTimeMS": 0 },
         );
         assert_eq!(options.max_pool_size, Some(u32::MAX));
         assert_eq!(options.connect_timeout, Some(UNLIMITED));
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn defaults_are_the_node_drivers() {
-        let options = client_options(doc! { "hosts": hosts() });
+        let options = client_options(&doc! { "hosts": hosts() });
         assert_eq!(options.max_pool_size, Some(100));
         assert_eq!(options.server_selection_timeout, Some(Duration::from_secs(30)));
         assert_eq!(options.connect_timeout, Some(Duration::from_secs(30)));
@@ -352,10 +352,10 @@ mod tests {
     #[test]
     fn compressors_that_are_not_built_in_are_left_out() {
         let options =
-            client_options(doc! { "hosts": hosts(), "compressors": ["zstd", "snappy", "zlib"] });
+            client_options(&doc! { "hosts": hosts(), "compressors": ["zstd", "snappy", "zlib"] });
         assert_eq!(options.compressors.unwrap().len(), 2);
         assert!(
-            client_options(doc! { "hosts": hosts(), "compressors": ["zstd"] })
+            client_options(&doc! { "hosts": hosts(), "compressors": ["zstd"] })
                 .compressors
                 .is_none()
         );
