@@ -93,8 +93,8 @@ declare namespace lockReleasePlugin {
      * @returns A fresh document that holds the lock; `null` when the document is locked or was deleted.
      * @throws (rejects) TypeError or RangeError with the code `ERR_LOCK_ARGUMENT` for a bad argument.
      * @throws (rejects) {@link LockError} `ERR_LOCK_NOT_STORED` when the document was never saved,
-     * `ERR_LOCK_IN_TRANSACTION` when it belongs to a session with an open transaction,
-     * `ERR_LOCK_UNSUPPORTED_OPTION` when the connection uses an option that cannot be carried over.
+     * `ERR_LOCK_SUBDOCUMENT` when it is part of another, `ERR_LOCK_IN_TRANSACTION` when its session is in a
+     * transaction, `ERR_LOCK_UNSUPPORTED_OPTION` when the connection uses an option that cannot be carried over.
      * @throws (rejects) The MongoDB driver's own classes for what the server or the network says.
      */
     lock<TDoc>(this: TDoc, duration: number, options?: LockOptions): Promise<TDoc | null>;
@@ -104,7 +104,7 @@ declare namespace lockReleasePlugin {
     lock<TDoc>(
       this: TDoc,
       duration: number,
-      options: LockOptions | null | undefined,
+      options: LockOptions | undefined,
       callback: Callback<TDoc>,
     ): void;
 
@@ -165,6 +165,8 @@ declare namespace lockReleasePlugin {
      * @throws {@link LockError} `ERR_LOCK_LOST` when it is not.
      */
     assertHeld(): void;
+    /** What the lock says at this moment, as plain values for a log. */
+    toJSON(): Pick<Lock, 'held' | 'remaining' | 'expires' | 'since' | 'token' | 'label'>;
   }
 
   /** The filter of {@link Lock.filter}: the document's `_id` and the condition that the lock is still this one. */
@@ -178,13 +180,15 @@ declare namespace lockReleasePlugin {
   /**
    * Why a {@link LockError} was made.
    *
-   * - `ERR_LOCK_NOT_STORED`: the document was never saved, or is a subdocument.
+   * - `ERR_LOCK_NOT_STORED`: the document was never saved.
+   * - `ERR_LOCK_SUBDOCUMENT`: a subdocument has no lock of its own; lock its top-level document.
    * - `ERR_LOCK_LOST`: the lock lapsed or was taken by another; nothing was written.
    * - `ERR_LOCK_IN_TRANSACTION`: the document's session is in a transaction; lock outside of it.
    * - `ERR_LOCK_UNSUPPORTED_OPTION`: the connection uses an option that cannot be carried over; the message names it.
    */
   type LockErrorCode =
     | 'ERR_LOCK_NOT_STORED'
+    | 'ERR_LOCK_SUBDOCUMENT'
     | 'ERR_LOCK_LOST'
     | 'ERR_LOCK_IN_TRANSACTION'
     | 'ERR_LOCK_UNSUPPORTED_OPTION';

@@ -49,6 +49,12 @@ impl Moment {
         Self(self.0.saturating_add(nanos))
     }
 
+    /// The deadline of a lock of `duration_ms` whose command was sent at this moment. The server cuts its `$$NOW` to whole
+    /// milliseconds, so its lock may end up to one earlier than the duration after the command came in.
+    pub fn deadline(self, duration_ms: i64) -> Self {
+        self.plus_ms(duration_ms.saturating_sub(1))
+    }
+
     /// How long it is from `earlier` to this moment; zero if it is not earlier.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -165,6 +171,13 @@ mod tests {
         }
         lease.set_standing(Standing::Held);
         assert!(lease.remaining(start) > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_deadline_allows_for_the_servers_whole_milliseconds() {
+        let sent = Moment::now();
+        assert_eq!(sent.deadline(10), sent.plus_ms(9));
+        assert_eq!(sent.deadline(0), sent);
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Collection {
                 .await?
                 .0;
             match &extended {
-                Some(_) => lease.prolong(sent.plus_ms(duration_ms)),
+                Some(_) => lease.prolong(sent.deadline(duration_ms)),
                 None => lease.set_standing(Standing::Lost),
             }
             Ok(extended)
@@ -209,9 +209,8 @@ impl Collection {
                     in_doubt = true;
                 }
                 Ok(Some(document)) => {
-                    let deadline = sent.plus_ms(duration_ms);
-                    if late || Moment::now() < deadline {
-                        let lease = Arc::new(Lease::new(lease, deadline));
+                    if late || Moment::now() < sent.plus_ms(duration_ms) {
+                        let lease = Arc::new(Lease::new(lease, sent.deadline(duration_ms)));
                         return Ok(Some(Locked { document, lease }));
                     }
                     // The answer is older than the lock, as when the command waited behind a transaction: a lock
