@@ -52,7 +52,11 @@ function addHolder(schema, { path, by }) {
   const type = schema.options.typeKey ?? 'type';
   schema.add({ [by]: { [type]: 'Mixed', select: false, immutable: true } });
   schema.pre('save', function keepHolder() {
-    if (!this.isNew) this.unmarkModified(by);
+    if (this.isNew) return;
+    // A dotted key in a request's body marks a path below it.
+    for (const modified of this.modifiedPaths()) {
+      if (modified === by || modified.startsWith(`${by}.`)) this.unmarkModified(modified);
+    }
   });
 }
 

@@ -48,12 +48,12 @@ function checkObject(name, value, known) {
 
 /** The options of `lock`. */
 function checkLockOptions(options) {
-  if (options !== undefined) checkObject('options', options, []);
+  if (options !== undefined && options !== null) checkObject('options', options, []);
 }
 
 /** Throws, always: without a function there is nobody to tell otherwise. */
 function checkCallback(callback) {
-  if (callback !== undefined && typeof callback !== 'function') {
+  if (callback !== undefined && callback !== null && typeof callback !== 'function') {
     throw argumentError(TypeError, `callback must be a function, got ${show(callback)}`);
   }
 }

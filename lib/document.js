@@ -107,7 +107,7 @@ async function extend(doc, settings, trace, duration) {
 
 /** Answers a callback, or lets the promise be. */
 function answer(promise, callback) {
-  if (callback === undefined) return promise;
+  if (!callback) return promise;
   // Not from within the promise's reaction: what a callback throws must be an uncaught exception, and concern no other.
   promise.then(
     (doc) => process.nextTick(callback, null, doc),
@@ -127,7 +127,7 @@ function traceOf(method) {
 function methods(settings) {
   return {
     lock: function lockDocument(duration, options, callback) {
-      if (typeof options === 'function' && callback === undefined) {
+      if (typeof options === 'function' && !callback) {
         callback = options;
         options = undefined;
       }

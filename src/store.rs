@@ -209,7 +209,7 @@ impl Collection {
                     in_doubt = true;
                 }
                 Ok(Some(document)) => {
-                    if late || Moment::now() < sent.plus_ms(duration_ms) {
+                    if late || duration_ms == 0 || Moment::now() < sent.plus_ms(duration_ms) {
                         let lease = Arc::new(Lease::new(lease, sent.deadline(duration_ms)));
                         return Ok(Some(Locked { document, lease }));
                     }
