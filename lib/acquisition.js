@@ -23,11 +23,15 @@ class Acquisition {
     this.lock = new Lock(this);
   }
 
-  /** The condition that a write must meet so that nobody else has taken the lock since. */
+  /**
+   * The condition that a write must meet so that nobody else has taken the lock since. The token belongs to it: a stray
+   * duplicate of the lock command may take the lock once more with the same lease, after others have had it.
+   */
   get condition() {
     const { settings, mongo } = this.model;
     return {
       [`${settings.by}.lease`]: new mongo.BSON.ObjectId(this.lease.id),
+      [`${settings.by}.token`]: this.by.token,
       $expr: { $eq: [`$${settings.path}`, `$${settings.by}.until`] },
     };
   }

@@ -20,6 +20,7 @@ function fence(doc, acquisitionOf) {
   fenced.add(doc);
 
   let saving;
+  let saves = 0;
   let usersOwn = doc.$where;
   Object.defineProperty(doc, '$where', {
     // An accessor, since a hook that runs later than ours and assigns would otherwise remove the condition; and only
@@ -36,24 +37,23 @@ function fence(doc, acquisitionOf) {
 
   async function save(inner, args) {
     const acquisition = acquisitionOf(doc);
-    // Two at once are Mongoose's to refuse; the condition is the first one's.
-    if (saving || !acquisition || acquisition.lease.released || doc.isNew) {
-      return inner.apply(doc, args);
-    }
+    if (!acquisition || acquisition.lease.released || doc.isNew) return inner.apply(doc, args);
     const trace = {};
     Error.captureStackTrace(trace, save);
     saving = acquisition;
+    saves += 1;
     try {
       return await inner.apply(doc, args);
     } catch (error) {
       if (!UNMATCHED.has(error?.name)) throw error;
-      saving = undefined;
       // A true version conflict of the holder's own, and a document that is gone, stay what they are.
       const isOthers = await acquisition.isOthers(trace).catch(() => false);
       if (!isOthers) throw error;
       throw withStack(acquisition.lost('another has taken it, and nothing was saved', error), trace);
     } finally {
-      saving = undefined;
+      // A hook may begin a save within a save, and not wait for it.
+      saves -= 1;
+      if (saves === 0) saving = undefined;
     }
   }
 

@@ -178,7 +178,7 @@ impl NativeLease {
     /// The twelve bytes of the `ObjectId` that is stored with the lock.
     #[napi(getter)]
     pub fn id(&self) -> Uint8Array {
-        Uint8Array::new(self.lease.id().bytes().to_vec())
+        Uint8Array::new(self.lease.hold().lease.bytes().to_vec())
     }
 }
 

@@ -36,6 +36,18 @@ pub struct Subject {
     pub set: Document,
 }
 
+/// What names one acquisition: its lease, and its token once that is known.
+///
+/// The lease alone does not: a duplicate of the lock command that strays in the network may lock the document again long
+/// after, with the same lease and another token.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// The lease, made before the command is sent.
+    pub lease: ObjectId,
+    /// The token that the server gave to it.
+    pub token: Option<Bson>,
+}
+
 /// The lock's state as a stranger read it, to be released only if it is still so.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
@@ -77,24 +89,24 @@ impl Target {
         self.find_and_modify(subject, filter, set, max_time_ms)
     }
 
-    /// Prolongs the lock that `lease` holds to at least `duration_ms` from now; never revives a lapsed one.
+    /// Prolongs the lock that `hold` holds to at least `duration_ms` from now; never revives a lapsed one.
     pub fn extend(
         &self,
         subject: &Subject,
-        lease: ObjectId,
+        hold: &Hold,
         duration_ms: i64,
         max_time_ms: i64,
     ) -> Document {
-        let mut filter = self.held_by(&subject.key, lease);
+        let mut filter = self.held_by(&subject.key, hold);
         filter.insert("$expr", self.still_held());
         let until = self.at_least(duration_ms);
         let set = doc! { &self.locked: until.clone(), format!("{}.until", self.by): until };
         self.find_and_modify(subject, filter, set, max_time_ms)
     }
 
-    /// Releases the lock if `lease` was the last to take it; what another holds stays untouched.
-    pub fn release(&self, subject: &Subject, lease: ObjectId, max_time_ms: i64) -> Document {
-        let mut filter = self.held_by(&subject.key, lease);
+    /// Releases the lock if `hold` was the last to take it; what another holds stays untouched.
+    pub fn release(&self, subject: &Subject, hold: &Hold, max_time_ms: i64) -> Document {
+        let mut filter = self.held_by(&subject.key, hold);
         filter.insert("$expr", self.untouched());
         let set = doc! { &self.locked: "$$NOW", format!("{}.until", self.by): "$$NOW" };
         self.find_and_modify(subject, filter, set, max_time_ms)
@@ -134,9 +146,23 @@ impl Target {
         }
     }
 
+    /// Finds the document, as `{ mine }`: whether `hold` was the last to take its lock.
+    pub fn inspect(&self, subject: &Subject, hold: &Hold, max_time_ms: i64) -> Document {
+        let mut mine = vec![doc! { "$eq": [self.by_ref(".lease"), hold.lease] }, self.untouched()];
+        if let Some(token) = &hold.token {
+            // In an expression equal numbers are equal whatever their type, as in a filter.
+            mine.push(doc! { "$eq": [self.by_ref(".token"), { "$literal": token.clone() }] });
+        }
+        self.find(subject, &doc! { "mine": { "$and": mine } }, max_time_ms)
+    }
+
     /// Projection of what [`Target::state`] and [`Target::is_untouched`] read.
     pub fn state_fields(&self) -> Document {
-        doc! { &self.locked: 1, format!("{}.lease", self.by): 1, format!("{}.until", self.by): 1 }
+        let mut fields = doc! { &self.locked: 1 };
+        for name in ["lease", "token", "until"] {
+            fields.insert(format!("{}.{name}", self.by), 1);
+        }
+        fields
     }
 
     /// The lock's state in a document that was read with [`Target::state_fields`].
@@ -152,10 +178,9 @@ impl Target {
         at(document, &self.locked) == at(document, &format!("{}.until", self.by))
     }
 
-    /// Whether `lease` was the last to take the lock of a document that was read with [`Target::state_fields`].
-    pub fn is_held_by(&self, document: &Document, lease: ObjectId) -> bool {
-        at(document, &format!("{}.lease", self.by)) == Bson::ObjectId(lease)
-            && self.is_untouched(document)
+    /// The token of a document that was locked.
+    pub fn token(&self, document: &Document) -> Bson {
+        at(document, &format!("{}.token", self.by))
     }
 
     fn find_and_modify(
@@ -182,9 +207,13 @@ impl Target {
         command
     }
 
-    fn held_by(&self, key: &Document, lease: ObjectId) -> Document {
+    /// By the key, the lease, and the token if it is known; to be completed with an `$expr`.
+    fn held_by(&self, key: &Document, hold: &Hold) -> Document {
         let mut filter = equal_to(key);
-        filter.insert(format!("{}.lease", self.by), lease);
+        filter.insert(format!("{}.lease", self.by), hold.lease);
+        if let Some(token) = &hold.token {
+            filter.insert(format!("{}.token", self.by), doc! { "$eq": token.clone() });
+        }
         filter
     }
 
@@ -252,6 +281,10 @@ mod tests {
         Subject { key: doc! { "_id": id.into() }, set: Document::new() }
     }
 
+    fn hold() -> Hold {
+        Hold { lease: ObjectId::new(), token: Some(Bson::Int32(7)) }
+    }
+
     #[test]
     fn what_a_caller_gives_is_never_read_as_an_operator_or_a_path() {
         let mut subject = subject(doc! { "$gt": "" });
@@ -269,12 +302,12 @@ mod tests {
 
     #[test]
     fn every_write_has_a_write_concern_and_a_time_limit() {
-        let (target, subject, lease) = (target(), subject(1), ObjectId::new());
+        let (target, subject, hold) = (target(), subject(1), hold());
         let state = target.state(&doc! {});
         for command in [
-            target.lock(&subject, lease, 10, 77),
-            target.extend(&subject, lease, 10, 77),
-            target.release(&subject, lease, 77),
+            target.lock(&subject, hold.lease, 10, 77),
+            target.extend(&subject, &hold, 10, 77),
+            target.release(&subject, &hold, 77),
             target.release_state(&subject, &state, 77),
         ] {
             assert_eq!(command.get_document("writeConcern").unwrap(), &doc! { "w": "majority" });
@@ -284,12 +317,13 @@ mod tests {
 
     #[test]
     fn only_lock_can_take_a_document_from_another_lease() {
-        let (target, subject, lease) = (target(), subject(1), ObjectId::new());
-        for command in [target.extend(&subject, lease, 10, 1), target.release(&subject, lease, 1)] {
+        let (target, subject, hold) = (target(), subject(1), hold());
+        for command in [target.extend(&subject, &hold, 10, 1), target.release(&subject, &hold, 1)] {
             let query = command.get_document("query").unwrap();
-            assert_eq!(query.get_object_id("lockedBy.lease").unwrap(), lease);
+            assert_eq!(query.get_object_id("lockedBy.lease").unwrap(), hold.lease);
+            assert_eq!(query.get_document("lockedBy.token").unwrap(), &doc! { "$eq": 7 });
         }
-        let command = target.lock(&subject, lease, 10, 1);
+        let command = target.lock(&subject, hold.lease, 10, 1);
         assert!(!command.get_document("query").unwrap().contains_key("lockedBy.lease"));
     }
 
@@ -299,8 +333,7 @@ mod tests {
         let lease = ObjectId::new();
         let document = doc! { "state": { "busy": 1, "busyBy": { "lease": lease, "until": 1 } } };
         assert!(target.is_untouched(&document));
-        assert!(target.is_held_by(&document, lease));
-        assert!(!target.is_held_by(&document, ObjectId::new()));
+        assert_eq!(target.token(&document), Bson::Null);
         assert_eq!(
             target.state(&document),
             State { locked: Bson::Int32(1), lease: Bson::ObjectId(lease) }

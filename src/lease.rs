@@ -7,8 +7,9 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bson::oid::ObjectId;
 use tokio::sync::{Mutex, MutexGuard};
+
+use crate::command::Hold;
 
 /// A moment on a clock that never jumps and that counts suspended time too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +79,7 @@ pub enum Standing {
 /// One acquisition of one document's lock.
 #[derive(Debug)]
 pub struct Lease {
-    id: ObjectId,
+    hold: Hold,
     deadline: AtomicU64,
     standing: AtomicU8,
     /// Held across a command about this lease: one is in flight at a time.
@@ -87,9 +88,9 @@ pub struct Lease {
 
 impl Lease {
     /// A lease that the server has granted, held until `deadline` at the latest.
-    pub fn new(id: ObjectId, deadline: Moment) -> Self {
+    pub fn new(hold: Hold, deadline: Moment) -> Self {
         Self {
-            id,
+            hold,
             deadline: AtomicU64::new(deadline.0),
             standing: AtomicU8::new(Standing::Held as u8),
             turn: Mutex::new(()),
@@ -97,8 +98,8 @@ impl Lease {
     }
 
     /// The acquisition's identity, as it is stored in the document.
-    pub fn id(&self) -> ObjectId {
-        self.id
+    pub fn hold(&self) -> &Hold {
+        &self.hold
     }
 
     /// Waits until no other command about this lease is in flight.
@@ -139,12 +140,18 @@ impl Lease {
 
 #[cfg(test)]
 mod tests {
+    use bson::oid::ObjectId;
+
     use super::*;
+
+    fn hold() -> Hold {
+        Hold { lease: ObjectId::new(), token: None }
+    }
 
     #[test]
     fn a_lease_is_held_up_to_its_deadline_and_not_a_moment_longer() {
         let start = Moment::now();
-        let lease = Lease::new(ObjectId::new(), start.plus_ms(10));
+        let lease = Lease::new(hold(), start.plus_ms(10));
         assert_eq!(lease.remaining(start), Duration::from_millis(10));
         assert_eq!(lease.remaining(start.plus_ms(9)), Duration::from_millis(1));
         assert_eq!(lease.remaining(start.plus_ms(10)), Duration::ZERO);
@@ -154,7 +161,7 @@ mod tests {
     #[test]
     fn a_deadline_only_moves_forward() {
         let start = Moment::now();
-        let lease = Lease::new(ObjectId::new(), start.plus_ms(10));
+        let lease = Lease::new(hold(), start.plus_ms(10));
         lease.prolong(start.plus_ms(5));
         assert_eq!(lease.deadline(), start.plus_ms(10));
         lease.prolong(start.plus_ms(20));
@@ -164,7 +171,7 @@ mod tests {
     #[test]
     fn what_is_being_released_or_lost_is_not_held() {
         let start = Moment::now();
-        let lease = Lease::new(ObjectId::new(), start.plus_ms(1000));
+        let lease = Lease::new(hold(), start.plus_ms(1000));
         for standing in [Standing::Releasing, Standing::Released, Standing::Lost] {
             lease.set_standing(standing);
             assert_eq!(lease.remaining(start), Duration::ZERO);

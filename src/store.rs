@@ -9,12 +9,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, doc, oid::ObjectId};
+use bson::{Bson, Document, RawDocumentBuf, oid::ObjectId};
 use mongodb::{Client, Database};
 use tokio::sync::{RwLock, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::command::{Subject, Target};
+use crate::command::{Hold, Subject, Target};
 use crate::error::Error;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
@@ -104,7 +104,7 @@ impl Collection {
         };
         let leftover = match (outcome, answer) {
             (Ok(locked), Some(answer)) => return answer(Ok(locked)),
-            (Ok(locked), None) => locked.map(|locked| locked.lease.id()),
+            (Ok(locked), None) => locked.map(|locked| locked.lease.hold().lease),
             (Err(Failed { error, lease }), answer) => {
                 let leftover = error.is_ambiguous().then_some(lease);
                 if let Some(answer) = answer {
@@ -163,7 +163,7 @@ impl Collection {
             let sent = Moment::now();
             let extended = self
                 .send_until_answered(&call, |ms| {
-                    self.target.extend(&subject, lease.id(), duration_ms, ms)
+                    self.target.extend(&subject, lease.hold(), duration_ms, ms)
                 })
                 .await?
                 .0;
@@ -184,10 +184,8 @@ impl Collection {
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
         let call = Call::begin(&self.store);
-        let work = async {
-            let state = self.read(&subject, &self.target.state_fields(), &call).await?;
-            Ok(state.map(|state| doc! { "mine": self.target.is_held_by(&state, lease.id()) }))
-        };
+        let work =
+            async { self.read(|ms| self.target.inspect(&subject, lease.hold(), ms), &call).await };
         self.answer_in_time(&call, work, answer).await;
     }
 
@@ -210,7 +208,8 @@ impl Collection {
                 }
                 Ok(Some(document)) => {
                     if late || duration_ms == 0 || Moment::now() < sent.plus_ms(duration_ms) {
-                        let lease = Arc::new(Lease::new(lease, sent.deadline(duration_ms)));
+                        let hold = Hold { lease, token: Some(self.target.token(&document)) };
+                        let lease = Arc::new(Lease::new(hold, sent.deadline(duration_ms)));
                         return Ok(Some(Locked { document, lease }));
                     }
                     // The answer is older than the lock, as when the command waited behind a transaction: a lock
@@ -234,16 +233,16 @@ impl Collection {
         lease: &Lease,
         call: &Call,
     ) -> Result<Option<Document>, Error> {
-        let command = |ms| self.target.release(subject, lease.id(), ms);
+        let command = |ms| self.target.release(subject, lease.hold(), ms);
         let (released, in_doubt) = self.send_until_answered(call, command).await?;
         if released.is_some() || !in_doubt || Moment::now() >= lease.deadline() {
             return Ok(released);
         }
         // The lease is gone before its time: an earlier attempt has released it, and another has the lock now. If
         // the date was written by somebody who knows nothing of leases, nobody can tell.
-        match self.read(subject, &self.target.state_fields(), call).await? {
+        match self.read_state(subject, call).await? {
             Some(document) if self.target.is_untouched(&document) => {
-                self.read(subject, &self.target.fields, call).await
+                self.read_document(subject, call).await
             }
             _ => Ok(None),
         }
@@ -255,8 +254,7 @@ impl Collection {
         call: &Call,
     ) -> Result<Option<Document>, Error> {
         loop {
-            let Some(document) = self.read(subject, &self.target.state_fields(), call).await?
-            else {
+            let Some(document) = self.read_state(subject, call).await? else {
                 return Ok(None);
             };
             let state = self.target.state(&document);
@@ -267,7 +265,7 @@ impl Collection {
             }
             if in_doubt {
                 // What we read is gone, and it may have been us: whoever has the lock now got it afterwards.
-                return self.read(subject, &self.target.fields, call).await;
+                return self.read_document(subject, call).await;
             }
             // Somebody was faster between the two: look again, unless the time is up.
             if call.ends <= Instant::now() {
@@ -280,10 +278,12 @@ impl Collection {
     async fn release_in_background(&self, subject: &Subject, lease: ObjectId, duration_ms: i64) {
         let lapsed = Moment::now().plus_ms(duration_ms);
         let subject = Subject { key: subject.key.clone(), set: Document::new() };
+        // Whatever has this lease by now is nobody's.
+        let hold = Hold { lease, token: None };
         let mut pause = FIRST_PAUSE;
         loop {
             let ms = i64::try_from(LONGEST_PAUSE.as_millis()).unwrap_or(i64::MAX);
-            match self.send(&self.target.release(&subject, lease, ms)).await {
+            match self.send(&self.target.release(&subject, &hold, ms)).await {
                 Err(error) if error.is_ambiguous() || error.is_server_selection() => {}
                 _ => return,
             }
@@ -313,16 +313,29 @@ impl Collection {
         }
     }
 
-    /// Finds the document on the primary.
-    async fn read(
+    /// The lock's state in the document.
+    async fn read_state(&self, subject: &Subject, call: &Call) -> Result<Option<Document>, Error> {
+        let fields = self.target.state_fields();
+        self.read(|ms| self.target.find(subject, &fields, ms), call).await
+    }
+
+    /// The document as it is handed back.
+    async fn read_document(
         &self,
         subject: &Subject,
-        projection: &Document,
+        call: &Call,
+    ) -> Result<Option<Document>, Error> {
+        self.read(|ms| self.target.find(subject, &self.target.fields, ms), call).await
+    }
+
+    /// Finds one document on the primary.
+    async fn read(
+        &self,
+        command: impl Fn(i64) -> Document,
         call: &Call,
     ) -> Result<Option<Document>, Error> {
         loop {
-            let command = self.target.find(subject, projection, call.milliseconds_left());
-            match self.run(&command).await {
+            match self.run(&command(call.milliseconds_left())).await {
                 Ok(mut reply) => {
                     let batch = match reply.get_document_mut("cursor") {
                         Ok(cursor) => cursor.get_array_mut("firstBatch").map(std::mem::take),

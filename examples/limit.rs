@@ -1,0 +1,138 @@
+//! The limit that the plugin is measured against: a loop of lock+release pairs in pure Rust.
+//!
+//! It sends the plugin's own commands through the same driver with the same options, and does nothing else: no
+//! leases, no retries, no time-outs of ours, no JavaScript. A contender of `npm run bench`, which starts it as
+//! `limit <uri> <collection>`; the protocol on stdin and stdout is described in `bench/contender.js`.
+
+use std::io::stdin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bson::{Bson, Document, RawDocumentBuf, doc, oid::ObjectId};
+use mongodb::options::ClientOptions;
+use mongodb::{Client, Database};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use command::{Hold, Subject, Target};
+
+#[allow(dead_code, reason = "two of the commands make a pair")]
+#[path = "../src/command.rs"]
+mod command;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// As many lanes as can ever be in flight: each has documents that no other touches.
+const LANES: usize = 64;
+const LOCK_MS: i64 = 10_000;
+const MAX_TIME_MS: i64 = 30_000;
+
+/// What all lanes share.
+struct Shared {
+    database: Database,
+    target: Target,
+    subjects: Vec<Subject>,
+}
+
+/// The state of one run.
+struct Run {
+    pairs: AtomicU64,
+    goes_on: AtomicBool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(uri), Some(collection)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: limit <uri> <collection>".into());
+    };
+    let shared = Arc::new(connect(&uri, collection).await?);
+    println!("ready");
+    for line in stdin().lines() {
+        let line = line?;
+        let numbers: Vec<u64> = line.split(' ').flat_map(str::parse).collect();
+        let &[flight, warm_ms, measured_ms, _] = numbers.as_slice() else {
+            return Err(format!("unknown order: {line}").into());
+        };
+        let [warm, measured] = [warm_ms, measured_ms].map(Duration::from_millis);
+        run(&shared, usize::try_from(flight)?, warm, measured).await?;
+    }
+    Ok(())
+}
+
+async fn connect(uri: &str, collection: String) -> Result<Shared> {
+    let mut options = ClientOptions::parse(uri).await?;
+    // As the plugin sets them.
+    options.max_pool_size = Some(100);
+    options.retry_writes = Some(false);
+    let name = options.default_database.clone().ok_or("the URI names no database")?;
+    let database = Client::with_options(options)?.database(&name);
+
+    let orders = database.collection::<Document>(&collection);
+    let subjects = orders
+        .distinct("_id", doc! {})
+        .await?
+        .into_iter()
+        .map(|id: Bson| Subject { key: doc! { "_id": id }, set: Document::new() })
+        .collect();
+    let target = Target {
+        collection,
+        locked: "locked".into(),
+        by: "lockedBy".into(),
+        label: format!("limit:{}", std::process::id()),
+        fields: doc! { "lockedBy": 0 },
+        write_concern: doc! { "w": "majority" },
+    };
+    Ok(Shared { database, target, subjects })
+}
+
+async fn run(
+    shared: &Arc<Shared>,
+    flight: usize,
+    warm: Duration,
+    measured: Duration,
+) -> Result<()> {
+    let run = Arc::new(Run { pairs: AtomicU64::new(0), goes_on: AtomicBool::new(true) });
+    let mut lanes = JoinSet::new();
+    for number in 0..flight {
+        lanes.spawn(lane(number, Arc::clone(shared), Arc::clone(&run)));
+    }
+    sleep(warm).await;
+    let (before, start) = (run.pairs.load(Ordering::Relaxed), Instant::now());
+    println!("begin");
+    sleep(measured).await;
+    let elapsed_ms = start.elapsed().as_secs_f64() * 1000.0;
+    println!("end {} {elapsed_ms} 0", run.pairs.load(Ordering::Relaxed) - before);
+    run.goes_on.store(false, Ordering::Relaxed);
+    while let Some(ended) = lanes.join_next().await {
+        ended??;
+    }
+    println!("idle");
+    Ok(())
+}
+
+async fn lane(number: usize, shared: Arc<Shared>, run: Arc<Run>) -> Result<()> {
+    let own = shared.subjects.iter().skip(number).step_by(LANES);
+    for subject in own.cycle() {
+        if !run.goes_on.load(Ordering::Relaxed) {
+            break;
+        }
+        let lease = ObjectId::new();
+        let locked =
+            send(&shared, &shared.target.lock(subject, lease, LOCK_MS, MAX_TIME_MS)).await?;
+        let hold = Hold { lease, token: Some(shared.target.token(&locked)) };
+        send(&shared, &shared.target.release(subject, &hold, MAX_TIME_MS)).await?;
+        run.pairs.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Sends one findAndModify, which must find its document: nobody else touches it.
+async fn send(shared: &Shared, command: &Document) -> Result<Document> {
+    let mut reply = shared.database.run_raw_command(RawDocumentBuf::try_from(command)?).await?;
+    match reply.remove("value") {
+        Some(Bson::Document(document)) => Ok(document),
+        _ => Err(format!("not locked or released: {reply}").into()),
+    }
+}
