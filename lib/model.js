@@ -81,8 +81,10 @@ class LockedModel {
 
   /** Which document a call is about: its `_id`, and whatever else must be equal to reach it. */
   keyOf(doc) {
-    const key = { _id: doc._id, ...this.constantKey };
-    for (const path of this.shardKey) key[path] = doc.get(path);
+    // Without getters: what is stored, not what is shown. (A UUID's own getter gives a string.)
+    const valueOf = (path) => doc.get(path, null, { getters: false });
+    const key = { _id: valueOf('_id'), ...this.constantKey };
+    for (const path of this.shardKey) key[path] = valueOf(path);
     return key;
   }
 
@@ -100,7 +102,27 @@ class LockedModel {
   read(bytes) {
     const raw = this.mongo.BSON.deserialize(bytes, this.bsonOptions);
     const by = take(raw, this.settings.by);
-    return { doc: this.Model.hydrate(raw, this.hidden), by };
+    return { doc: this.hydrate(raw), by };
+  }
+
+  /** A document of what was read. */
+  hydrate(raw) {
+    if (!this.hidden) return this.Model.hydrate(raw);
+    // What hydrate() does, with the paths that were not read. Given those, it breaks arrays that have one inside on
+    // Mongoose 6 and 7, and forgets them when it makes a discriminator.
+    const options = { skipId: true, isNew: false, willInit: true };
+    const doc = new (this.classOf(raw))(undefined, this.hidden, options);
+    doc.$init(raw);
+    return doc;
+  }
+
+  /** The model of a document read through this one: itself, or a discriminator. */
+  classOf(raw) {
+    const { discriminators, schema } = this.Model;
+    if (!schema.discriminatorMapping?.isRoot || !discriminators) return this.Model;
+    const kind = raw[schema.discriminatorMapping.key];
+    const isOf = (Model) => Model.schema.discriminatorMapping.value === kind;
+    return Object.values(discriminators).find(isOf) ?? this.Model;
   }
 
   /** The native collection, at once if the client is there, else a promise of it. */
