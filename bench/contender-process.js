@@ -1,0 +1,76 @@
+/**
+ * The child process of a contender that is written in JavaScript. Owns the loop of lock+release
+ * pairs and the count of them; reads orders from stdin and answers on stdout, one line each, in the
+ * protocol that `contender.js` describes. Must not measure CPU: the parent does that from outside,
+ * alike for JavaScript and Rust.
+ *
+ *   node bench/contender-process.js <contender> <uri> <collection>
+ */
+'use strict';
+
+const { monitorEventLoopDelay } = require('node:perf_hooks');
+const readline = require('node:readline');
+const { setTimeout: sleep } = require('node:timers/promises');
+
+/** As many lanes as can ever be in flight: each lane has documents that no other lane touches. */
+const LANES = 64;
+const LOCK_MS = 10_000;
+
+const [name, uri, collection] = process.argv.slice(2);
+
+function say(...words) {
+  process.stdout.write(`${words.join(' ')}\n`);
+}
+
+async function run(contender, flight, warmMs, measureMs, watchDelay) {
+  let pairs = 0;
+  let running = true;
+
+  async function lane(number) {
+    const own = contender.documents.filter((_, index) => index % LANES === number);
+    for (let turn = 0; running; turn++) {
+      const document = own[turn % own.length];
+      const locked = await contender.lock(document, LOCK_MS);
+      if (!locked) throw new Error(`a document that nobody else touches could not be locked`);
+      const released = await contender.release(document);
+      if (!released) throw new Error(`a document that was just locked could not be released`);
+      pairs++;
+    }
+  }
+
+  async function window() {
+    await sleep(warmMs);
+    // Sampling each millisecond costs the event loop something, so throughput goes without it.
+    const delay = watchDelay ? monitorEventLoopDelay({ resolution: 1 }) : null;
+    delay?.enable();
+    const pairsBefore = pairs;
+    const start = performance.now();
+    say('begin');
+    await sleep(measureMs);
+    const elapsed = performance.now() - start;
+    delay?.disable();
+    say('end', pairs - pairsBefore, elapsed, delay ? delay.percentile(99) / 1e6 : 0);
+    running = false;
+  }
+
+  await Promise.all([window(), ...Array.from({ length: flight }, (_, number) => lane(number))]);
+  say('idle');
+}
+
+async function main() {
+  const contender = await require(`./contenders/${name}`).open(uri, collection);
+  if (contender.documents.length < LANES) throw new Error(`${collection} has too few documents`);
+  say('ready');
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const [order, ...numbers] = line.split(' ');
+    if (order !== 'run') throw new Error(`unknown order: ${line}`);
+    const [flight, warmMs, measureMs, watchDelay] = numbers.map(Number);
+    await run(contender, flight, warmMs, measureMs, watchDelay === 1);
+  }
+  await contender.close();
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});
