@@ -13,6 +13,8 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
 export declare class NativeBridge {
   /** `on_answers(heads, bytes, leases)` gets the answers in batches. */
   constructor(onAnswers: (heads: Uint32Array, bytes: Buffer, leases: NativeLease[]) => void)
+  /** Releases all locks of this environment that are being kept alive, and waits for it, at most so many milliseconds. */
+  releaseKept(limitMs: number): void
 }
 
 /** One native client, the counterpart of one `MongoClient` of Mongoose's. */
@@ -31,8 +33,11 @@ export declare class NativeClient {
  * `subject` is BSON: `{ key: { _id, ... }, set: { path: value, ... } }`.
  */
 export declare class NativeCollection {
-  /** Tries to lock; answers with the document and a lease, or with nothing. */
-  lock(call: number, subject: Uint8Array, durationMs: number): void
+  /**
+   * Tries to lock, and keeps the lock alive on the terms if there are any; answers with the document and a lease, or with
+   * nothing.
+   */
+  lock(call: number, subject: Uint8Array, durationMs: number, terms?: NativeTerms | undefined | null): void
   /** Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing. */
   release(call: number, subject: Uint8Array, lease?: NativeLease | undefined | null): void
   /** Prolongs what the lease holds; answers with the document, or nothing. */
@@ -41,12 +46,26 @@ export declare class NativeCollection {
   inspect(call: number, subject: Uint8Array, lease: NativeLease): void
 }
 
-/** One acquisition, as this process believes it to stand. */
+/** One acquisition, as this process believes it to stand. When it is collected, the lock is not kept alive any more. */
 export declare class NativeLease {
   /** How many milliseconds the lock is held from now on, at least; 0 when it is not held. */
   get remaining(): number
   /** Whether a release of ours has been confirmed. */
   get released(): boolean
+  /** Whether it is held, its deadline apart: neither released, nor being released, nor lost. */
+  get standing(): boolean
+  /** Why the lock is lost, or will be when its deadline passes. */
+  get reason(): string
+  /** Has the bridge tell a loss, under this number, as soon as the server says that the lock is lost. */
+  watch(bridge: NativeBridge, number: number): void
   /** The twelve bytes of the `ObjectId` that is stored with the lock. */
   get id(): Uint8Array
+}
+
+/** How long a lock is to be kept alive. */
+export interface NativeTerms {
+  /** Milliseconds since it was acquired; Infinity for ever. */
+  maxHold: number
+  /** Milliseconds for which the event loop has not turned; Infinity for ever. */
+  maxStall: number
 }

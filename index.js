@@ -64,7 +64,7 @@ function addMethods(schema, settings) {
   for (const [name, method] of Object.entries(methods(settings))) {
     const known = schema.methods[name];
     const isField = schema.pathType(name) !== 'adhocOrUndefined';
-    if (name === 'extend' && (isField || (known && !known[SETTINGS]))) continue;
+    if (name !== 'lock' && name !== 'release' && (isField || (known && !known[SETTINGS]))) continue;
     if (isField) {
       throw new TypeError(
         `mongoose-lock-release adds the method "${name}", but the schema has a field of that name`,
@@ -75,16 +75,16 @@ function addMethods(schema, settings) {
 }
 
 /**
- * Mongoose plugin that adds `lock`, `release` and `extend` to documents.
+ * Mongoose plugin that adds `lock`, `release`, `extend` and `withLock` to documents.
  * @param {import('mongoose').Schema} schema
  * @param {string | object} [options] the name of the model to lock through, or options: see index.d.ts
  */
 function lockReleasePlugin(schema, options) {
-  const { path = 'locked', fence = true, ...rest } = checkPluginOptions(options);
+  const { path = 'locked', fence = true, exitTimeout = 1000, ...rest } = checkPluginOptions(options);
   const earlier = schema.methods.lock?.[SETTINGS];
   // Applied globally and again to one schema, in either order: what was asked for explicitly holds.
   if (earlier && (options === undefined || options === null)) return;
-  const settings = { ...rest, path, fence, by: `${path}By` };
+  const settings = { ...rest, path, fence, exitTimeout, by: `${path}By` };
   addDate(schema, path);
   if (earlier?.by !== settings.by) addHolder(schema, settings);
   addMethods(schema, settings);

@@ -4,11 +4,19 @@
  */
 'use strict';
 
-const { begin } = require('./client');
+const { begin, watch } = require('./client');
 const { LockError } = require('./errors');
 const { Lock } = require('./lock');
 
+/** Keeps an acquisition for as long as its signal is in use: a lock is not kept alive for nobody. */
+const ACQUISITION = Symbol('acquisition');
+
+/** The longest delay of a Node timer. */
+const LONGEST_DELAY = 2 ** 31 - 1;
+
 class Acquisition {
+  #controller;
+
   /**
    * @param model the LockedModel that it was made through
    * @param key what finds the document, as it was then
@@ -34,6 +42,36 @@ class Acquisition {
       [`${settings.by}.token`]: this.by.token,
       $expr: { $eq: [`$${settings.path}`, `$${settings.by}.until`] },
     };
+  }
+
+  /** Aborted when the lock is lost; made at first use. */
+  get signal() {
+    if (!this.#controller) {
+      this.#controller = new AbortController();
+      const { signal } = this.#controller;
+      Object.defineProperty(signal, ACQUISITION, { value: this });
+      watch(this);
+      this.#awaitDeadline();
+    }
+    return this.#controller.signal;
+  }
+
+  /** The lock is lost: tells whoever listens, once. */
+  onLoss() {
+    if (!this.#controller || this.#controller.signal.aborted || this.lease.released) return;
+    this.#controller.abort(this.lost(this.lease.reason));
+  }
+
+  #awaitDeadline() {
+    const { remaining } = this.lease;
+    if (remaining === 0) {
+      // What is being released is not lost.
+      if (this.lease.standing) this.onLoss();
+      return;
+    }
+    const acquisition = new WeakRef(this);
+    const delay = Math.min(Math.ceil(remaining), LONGEST_DELAY);
+    setTimeout(() => acquisition.deref()?.#awaitDeadline(), delay).unref();
   }
 
   /** Releases it: the fresh document, or null when it was lost. */

@@ -46,9 +46,45 @@ function checkObject(name, value, known) {
   }
 }
 
-/** The options of `lock`. */
-function checkLockOptions(options) {
-  if (options !== undefined && options !== null) checkObject('options', options, []);
+const LOCK_OPTIONS = ['renew', 'maxHold', 'maxStall'];
+
+/** The shortest duration that can be renewed: a third of it has to be enough for a command. */
+const SHORTEST_RENEWED = 100;
+
+/** After so many milliseconds without a turn of the event loop a process is taken for hung. */
+const DEFAULT_MAX_STALL = 60_000;
+
+function isPositive(ms) {
+  return typeof ms === 'number' && ms > 0;
+}
+
+/**
+ * The terms on which a lock is kept alive, or undefined if it is not to be.
+ * @param {number} duration the lock's, checked
+ * @param {boolean} renew whether it is, unless the options say otherwise
+ */
+function checkLockOptions(options, duration, renew = false) {
+  if (options !== undefined && options !== null) checkObject('options', options, LOCK_OPTIONS);
+  const given = options ?? {};
+  checkOption(given, 'renew', (value) => typeof value === 'boolean', 'true or false');
+  checkOption(given, 'maxHold', isPositive, 'a number of milliseconds above 0, or Infinity');
+  checkOption(given, 'maxStall', isPositive, 'a number of milliseconds above 0, or Infinity');
+  const { renew: renewed = renew, maxHold = Infinity, maxStall = DEFAULT_MAX_STALL } = given;
+  if (!renewed) return undefined;
+  if (duration < SHORTEST_RENEWED) {
+    throw argumentError(
+      RangeError,
+      `duration must be at least ${SHORTEST_RENEWED} ms for a lock that is renewed, got ${duration}`,
+    );
+  }
+  return { maxHold, maxStall };
+}
+
+/** What `withLock` is to run. */
+function checkFunction(fn) {
+  if (typeof fn !== 'function') {
+    throw argumentError(TypeError, `fn must be a function, got ${show(fn)}`);
+  }
 }
 
 /** Throws, always: without a function there is nobody to tell otherwise. */
@@ -104,4 +140,10 @@ function checkWriteConcern(writeConcern) {
   }
 }
 
-module.exports = { checkCallback, checkDuration, checkLockOptions, checkPluginOptions };
+module.exports = {
+  checkCallback,
+  checkDuration,
+  checkFunction,
+  checkLockOptions,
+  checkPluginOptions,
+};

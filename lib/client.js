@@ -13,16 +13,25 @@ const CONNECTED = 1;
 /** What an answer is; the same numbers as in src/bridge.rs. */
 const LOCKED = 2;
 const FAILURE = 3;
+const LOSS = 4;
 
 /** Calls in flight, by number. */
 const calls = new Map();
 let lastCall = 0;
 let bridge;
 
+/** Locks whose loss is to be told at once, by number; weak, since watching must not keep a lock alive. */
+const watched = new Map();
+let lastWatched = 0;
+
 function onAnswers(heads, bytes, leases) {
   let start = 0;
   let lease = 0;
   for (let i = 0; i < heads.length; i += 3) {
+    if (heads[i + 1] === LOSS) {
+      tellLoss(heads[i]);
+      continue;
+    }
     const call = calls.get(heads[i]);
     const kind = heads[i + 1];
     const end = heads[i + 2];
@@ -33,6 +42,28 @@ function onAnswers(heads, bytes, leases) {
     }
     start = end;
   }
+}
+
+function tellLoss(number) {
+  const acquisition = watched.get(number)?.deref();
+  watched.delete(number);
+  acquisition?.onLoss();
+}
+
+/** Has `acquisition.onLoss()` called as soon as the server says that its lock is lost. */
+function watch(acquisition) {
+  lastWatched = (lastWatched + 1) >>> 0;
+  const number = lastWatched;
+  watched.set(number, new WeakRef(acquisition));
+  collected.register(acquisition, number);
+  acquisition.lease.watch(bridge, number);
+}
+
+const collected = new FinalizationRegistry((number) => watched.delete(number));
+
+/** Releases what this environment keeps alive, waiting at most so long: for the end of the process. */
+function releaseKept(limitMs) {
+  bridge?.releaseKept(limitMs);
 }
 
 function settle({ resolve, reject, trace, mongo, read }, kind, bytes, lease) {
@@ -154,4 +185,4 @@ function openClient(Model, operation) {
   });
 }
 
-module.exports = { begin, clientOf, openClient };
+module.exports = { begin, clientOf, openClient, releaseKept, watch };

@@ -1,13 +1,19 @@
 /*
- * Owns what a document knows of its lock, and the verbs that a user calls on it: lock, release, extend. Each takes a Node
- * callback, or returns a promise when none is given.
+ * Owns what a document knows of its lock, and the verbs that a user calls on it: lock, release, extend,
+ * withLock.
  */
 'use strict';
 
 const { Acquisition } = require('./acquisition');
-const { checkCallback, checkDuration, checkLockOptions } = require('./arguments');
+const {
+  checkCallback,
+  checkDuration,
+  checkFunction,
+  checkLockOptions,
+} = require('./arguments');
 const { begin } = require('./client');
 const { LockError } = require('./errors');
+const { releaseAtExit } = require('./exit');
 const { fence } = require('./fence');
 const { lockedModel } = require('./model');
 
@@ -57,12 +63,12 @@ function refuse(doc, verb) {
   }
 }
 
-async function lock(doc, settings, trace, duration, options) {
+async function lock(doc, settings, trace, duration, options, renew) {
   // From here on it is not a document that `lock` was never called on: whatever comes of it, a `release` must not free
   // another's lock. One that holds already keeps what it has.
   if (!acquisitions.has(doc)) acquisitions.set(doc, null);
   const durationMs = checkDuration(duration);
-  checkLockOptions(options);
+  const terms = checkLockOptions(options, durationMs, renew);
   refuse(doc, 'lock');
   if (doc.isNew) {
     throw new LockError(
@@ -80,10 +86,45 @@ async function lock(doc, settings, trace, duration, options) {
     const acquisition = new Acquisition(model, key, lease, by);
     hold(doc, acquisition);
     hold(fresh, acquisition);
+    // `await using doc = await order.lock(…)` releases at the end of the block.
+    Object.defineProperty(fresh, Symbol.asyncDispose, {
+      value: () => releaseUnlessDone(acquisition, trace),
+      configurable: true,
+    });
     return fresh;
   };
+  if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
-  return begin(call, (number) => collection.lock(number, subject, durationMs));
+  return begin(call, (number) => collection.lock(number, subject, durationMs, terms));
+}
+
+async function releaseUnlessDone(acquisition, trace) {
+  if (!acquisition.lease.released) await acquisition.release(trace);
+}
+
+async function withLock(doc, settings, trace, duration, options, fn) {
+  checkFunction(fn);
+  const locked = await lock(doc, settings, trace, duration, options, true);
+  if (!locked) {
+    throw new LockError(
+      'ERR_LOCK_UNAVAILABLE',
+      `${doc.constructor.modelName} ${doc._id} is locked by another, or gone`,
+    );
+  }
+  const acquisition = acquisitions.get(locked);
+  let result;
+  try {
+    result = await fn(locked, locked.$lock);
+  } catch (error) {
+    await releaseUnlessDone(acquisition, trace).catch((failure) => {
+      // What fn says is what the caller has to know; the release is told only where there is room.
+      if (error instanceof Error && error.cause === undefined) error.cause = failure;
+    });
+    throw error;
+  }
+  // The work is done, and a lock that could not be released lapses: no reason to tell the caller that it failed.
+  await releaseUnlessDone(acquisition, trace).catch(() => {});
+  return result;
 }
 
 async function release(doc, settings, trace) {
@@ -137,6 +178,13 @@ function methods(settings) {
     release: function releaseDocument(callback) {
       checkCallback(callback);
       return answer(release(this, settings, traceOf(releaseDocument)), callback);
+    },
+    withLock: function withDocumentLocked(duration, options, fn) {
+      if (typeof options === 'function' && fn === undefined) {
+        fn = options;
+        options = undefined;
+      }
+      return withLock(this, settings, traceOf(withDocumentLocked), duration, options, fn);
     },
     extend: function extendDocument(duration, callback) {
       checkCallback(callback);

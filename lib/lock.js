@@ -36,13 +36,19 @@ class Lock {
     return this.#acquisition.by.label;
   }
 
+  get signal() {
+    return this.#acquisition.signal;
+  }
+
   get filter() {
     const { key, condition } = this.#acquisition;
     return { _id: key._id, ...condition };
   }
 
   assertHeld() {
-    if (!this.held) throw this.#acquisition.lost('it ran out, was released, or was taken over');
+    if (this.held) return;
+    const { lease } = this.#acquisition;
+    throw this.#acquisition.lost(lease.released ? 'released' : lease.reason);
   }
 
   toJSON() {

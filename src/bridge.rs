@@ -3,8 +3,9 @@
 //! Native threads append to one batch; the first of a batch wakes the event loop, which takes all that has gathered in
 //! one call. The threadsafe function is weak, so an idle addon does not keep the process alive; a call in flight does.
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bson::Document;
 use napi::Status;
@@ -14,7 +15,8 @@ use napi::{Env, sys};
 
 use crate::client::NativeLease;
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::keeper::Pulse;
+use crate::lease::{Lease, Moment};
 use crate::store::Locked;
 
 /// What JavaScript's function gets: `[call, kind, end]` per answer, the answers' BSON end to end (each from the `end`
@@ -33,6 +35,8 @@ mod kind {
     pub const LOCKED: u32 = 2;
     /// An error's report.
     pub const FAILURE: u32 = 3;
+    /// Not an answer: the watched lock of this number is lost.
+    pub const LOSS: u32 = 4;
 }
 
 /// What a call came to.
@@ -58,6 +62,9 @@ struct Shared {
     batch: Mutex<Batch>,
     in_flight: AtomicU32,
     function: AtomicPtr<sys::napi_threadsafe_function__>,
+    /// When the event loop last took a batch, and whether it has been asked for a sign of life since.
+    turned: Mutex<Option<Moment>>,
+    asked: AtomicBool,
 }
 
 /// The way back to one environment's event loop.
@@ -89,6 +96,11 @@ impl Bridge {
         Answer { bridge: Arc::clone(self), call, given: false }
     }
 
+    /// Tells JavaScript that the lock that it watches under this number is lost.
+    pub fn tell_loss(&self, number: u32) {
+        self.push(number, kind::LOSS, &[], None);
+    }
+
     fn push(&self, call: u32, kind: u32, bytes: &[u8], lease: Option<Arc<Lease>>) {
         let first = {
             let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,13 +118,29 @@ impl Bridge {
     }
 }
 
+impl Pulse for Bridge {
+    fn stalled_for(&self, now: Moment) -> Duration {
+        let mut turned = self.shared.turned.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *turned.get_or_insert(now);
+        if self.shared.asked.swap(true, Ordering::AcqRel) {
+            return now.since(last);
+        }
+        // It has answered the last time, so it turned then at the earliest; ask again.
+        self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
+        Duration::ZERO
+    }
+}
+
 impl Shared {
     fn take(&self, env: Env) -> Batched {
+        *self.turned.lock().unwrap_or_else(PoisonError::into_inner) = Some(Moment::now());
+        self.asked.store(false, Ordering::Release);
         let batch = {
             let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *batch)
         };
-        let answered = u32::try_from(batch.heads.len() / 3).unwrap_or(0);
+        let answers = batch.heads.chunks_exact(3).filter(|head| head[1] != kind::LOSS);
+        let answered = u32::try_from(answers.count()).unwrap_or(0);
         if answered > 0 && self.in_flight.fetch_sub(answered, Ordering::AcqRel) == answered {
             // SAFETY: Node calls this on the JavaScript thread of a living environment, through this very function.
             unsafe {

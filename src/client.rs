@@ -5,7 +5,8 @@
 // napi hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use bson::Document;
 use napi::bindgen_prelude::{Function, Uint8Array};
@@ -15,6 +16,7 @@ use napi_derive::napi;
 use crate::bridge::{Batched, Bridge, Outcome};
 use crate::command::{Subject, Target};
 use crate::error::Error;
+use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
 use crate::runtime::runtime;
@@ -24,7 +26,14 @@ use crate::store::{Collection, Store};
 #[napi]
 pub struct NativeBridge {
     bridge: Arc<Bridge>,
+    stores: Stores,
 }
+
+/// The clients of one environment. A client that nobody uses any more is gone from it by itself.
+type Stores = Arc<Mutex<Vec<Weak<Store>>>>;
+
+/// How long an environment that ends without an `exit` event (a worker that is terminated) waits for its releases.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(1);
 
 #[napi]
 impl NativeBridge {
@@ -33,9 +42,37 @@ impl NativeBridge {
         constructor,
         ts_args_type = "onAnswers: (heads: Uint32Array, bytes: Buffer, leases: NativeLease[]) => void"
     )]
-    pub fn new(on_answers: Function<'_, Batched, ()>) -> Result<Self> {
-        Ok(Self { bridge: Bridge::new(&on_answers)? })
+    pub fn new(env: Env, on_answers: Function<'_, Batched, ()>) -> Result<Self> {
+        let stores = Stores::default();
+        env.add_env_cleanup_hook(Arc::clone(&stores), |stores| {
+            release_kept(&stores, CLEANUP_LIMIT);
+        })?;
+        Ok(Self { bridge: Bridge::new(&on_answers)?, stores })
     }
+
+    /// Releases all locks of this environment that are being kept alive, and waits for it, at most so many milliseconds.
+    #[napi]
+    pub fn release_kept(&self, limit_ms: u32) {
+        release_kept(&self.stores, Duration::from_millis(limit_ms.into()));
+    }
+}
+
+fn release_kept(stores: &Stores, limit: Duration) {
+    let stores: Vec<_> = {
+        let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *stores).iter().filter_map(Weak::upgrade).collect()
+    };
+    let Ok(runtime) = runtime() else { return };
+    let releases = stores
+        .into_iter()
+        .map(|store| runtime.spawn(async move { store.release_kept(limit).await }))
+        .collect::<Vec<_>>();
+    // On the JavaScript thread, which is at its end: the event loop does not turn any more.
+    runtime.block_on(async {
+        for release in releases {
+            let _ = release.await;
+        }
+    });
 }
 
 /// One native client, the counterpart of one `MongoClient` of Mongoose's.
@@ -52,7 +89,11 @@ impl NativeClient {
     pub fn new(bridge: &NativeBridge, options: &[u8]) -> Result<Self> {
         let options = ConnectionOptions::from_bson(options).map_err(thrown)?;
         let _inside = runtime().map_err(thrown)?.enter();
-        let store = Store::connect(options).map_err(thrown)?;
+        let pulse = Arc::clone(&bridge.bridge);
+        let store = Store::connect(options, pulse).map_err(thrown)?;
+        let mut stores = bridge.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.retain(|store| store.strong_count() > 0);
+        stores.push(Arc::downgrade(&store));
         Ok(Self { bridge: Arc::clone(&bridge.bridge), store })
     }
 
@@ -84,16 +125,29 @@ pub struct NativeCollection {
 
 #[napi]
 impl NativeCollection {
-    /// Tries to lock; answers with the document and a lease, or with nothing.
+    /// Tries to lock, and keeps the lock alive on the terms if there are any; answers with the document and a lease, or with
+    /// nothing.
     #[napi]
-    pub fn lock(&self, env: Env, call: u32, subject: &[u8], duration_ms: i64) -> Result<()> {
+    pub fn lock(
+        &self,
+        env: Env,
+        call: u32,
+        subject: &[u8],
+        duration_ms: i64,
+        terms: Option<NativeTerms>,
+    ) -> Result<()> {
         let subject = read(subject)?;
+        let terms = terms.map(|terms| Terms {
+            duration_ms,
+            max_hold: milliseconds(terms.max_hold),
+            max_stall: milliseconds(terms.max_stall),
+        });
         let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
         runtime().map_err(thrown)?.spawn(async move {
             let answer = |locked: std::result::Result<Option<_>, _>| {
                 answer.give(locked.map(|locked| locked.map_or(Outcome::Nothing, Outcome::Locked)));
             };
-            collection.lock(subject, duration_ms, answer).await;
+            collection.lock(subject, duration_ms, terms, answer).await;
         });
         Ok(())
     }
@@ -155,10 +209,25 @@ impl NativeCollection {
     }
 }
 
-/// One acquisition, as this process believes it to stand.
+/// How long a lock is to be kept alive.
+#[napi(object)]
+pub struct NativeTerms {
+    /// Milliseconds since it was acquired; Infinity for ever.
+    pub max_hold: f64,
+    /// Milliseconds for which the event loop has not turned; Infinity for ever.
+    pub max_stall: f64,
+}
+
+/// One acquisition, as this process believes it to stand. When it is collected, the lock is not kept alive any more.
 #[napi]
 pub struct NativeLease {
     lease: Arc<Lease>,
+}
+
+impl Drop for NativeLease {
+    fn drop(&mut self) {
+        self.lease.abandon();
+    }
 }
 
 #[napi]
@@ -173,6 +242,29 @@ impl NativeLease {
     #[napi(getter)]
     pub fn released(&self) -> bool {
         self.lease.standing() == Standing::Released
+    }
+
+    /// Whether it is held, its deadline apart: neither released, nor being released, nor lost.
+    #[napi(getter)]
+    pub fn standing(&self) -> bool {
+        self.lease.standing() == Standing::Held
+    }
+
+    /// Why the lock is lost, or will be when its deadline passes.
+    #[napi(getter)]
+    pub fn reason(&self) -> &'static str {
+        self.lease.reason().name()
+    }
+
+    /// Has the bridge tell a loss, under this number, as soon as the server says that the lock is lost.
+    #[napi]
+    pub fn watch(&self, bridge: &NativeBridge, number: u32) {
+        let bridge = Arc::downgrade(&bridge.bridge);
+        self.lease.watch(move || {
+            if let Some(bridge) = bridge.upgrade() {
+                bridge.tell_loss(number);
+            }
+        });
     }
 
     /// The twelve bytes of the `ObjectId` that is stored with the lock.
@@ -193,6 +285,11 @@ fn document_or_nothing(
     document: std::result::Result<Option<Document>, Error>,
 ) -> std::result::Result<Outcome, Error> {
     document.map(|document| document.map_or(Outcome::Nothing, Outcome::Document))
+}
+
+/// A duration that may be infinite.
+fn milliseconds(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
 }
 
 fn read(subject: &[u8]) -> Result<Subject> {

@@ -134,6 +134,40 @@ impl Target {
         self.find_and_modify(subject, filter, set, max_time_ms)
     }
 
+    /// Prolongs all locks that the leases hold on the documents, as [`Target::extend`] does for one.
+    pub fn renew_all(
+        &self,
+        holds: &[(Bson, ObjectId)],
+        duration_ms: i64,
+        max_time_ms: i64,
+    ) -> Document {
+        let until = self.at_least(duration_ms);
+        let set = doc! { &self.locked: until.clone(), format!("{}.until", self.by): until };
+        self.update_all(holds, self.still_held(), set, max_time_ms)
+    }
+
+    /// Releases all locks that the leases hold on the documents, as [`Target::release`] does for one.
+    pub fn release_all(&self, holds: &[(Bson, ObjectId)], max_time_ms: i64) -> Document {
+        let set = doc! { &self.locked: "$$NOW", format!("{}.until", self.by): "$$NOW" };
+        self.update_all(holds, self.untouched(), set, max_time_ms)
+    }
+
+    /// Finds the documents, with the lease of each, whether its lock is as that lease left it, and whether it is held now.
+    pub fn find_all(&self, holds: &[(Bson, ObjectId)], max_time_ms: i64) -> Document {
+        doc! {
+            "find": &self.collection,
+            "filter": { "_id": { "$in": ids(holds) } },
+            "projection": {
+                "lease": self.by_ref(".lease"),
+                "untouched": self.untouched(),
+                "held": self.still_held(),
+            },
+            "batchSize": i64::try_from(holds.len()).unwrap_or(i64::MAX),
+            "singleBatch": true,
+            "maxTimeMS": max_time_ms,
+        }
+    }
+
     /// Finds the document with the given projection; an empty one gives all fields.
     pub fn find(&self, subject: &Subject, projection: &Document, max_time_ms: i64) -> Document {
         doc! {
@@ -207,6 +241,25 @@ impl Target {
         command
     }
 
+    fn update_all(
+        &self,
+        holds: &[(Bson, ObjectId)],
+        condition: Document,
+        set: Document,
+        max_time_ms: i64,
+    ) -> Document {
+        let leases: Vec<_> = holds.iter().map(|(_, lease)| *lease).collect();
+        let mut filter = doc! { "_id": { "$in": ids(holds) } };
+        filter.insert(format!("{}.lease", self.by), doc! { "$in": leases });
+        filter.insert("$expr", condition);
+        doc! {
+            "update": &self.collection,
+            "updates": [{ "q": filter, "u": [{ "$set": set }], "multi": true }],
+            "writeConcern": self.write_concern.clone(),
+            "maxTimeMS": max_time_ms,
+        }
+    }
+
     /// By the key, the lease, and the token if it is known; to be completed with an `$expr`.
     fn held_by(&self, key: &Document, hold: &Hold) -> Document {
         let mut filter = equal_to(key);
@@ -244,6 +297,10 @@ fn equal_to(key: &Document) -> Document {
     key.iter()
         .map(|(path, value)| (path.clone(), Bson::Document(doc! { "$eq": value.clone() })))
         .collect()
+}
+
+fn ids(holds: &[(Bson, ObjectId)]) -> Vec<Bson> {
+    holds.iter().map(|(id, _)| id.clone()).collect()
 }
 
 /// The expression that the path holds just this value; null and missing are the same.
@@ -325,6 +382,19 @@ mod tests {
         }
         let command = target.lock(&subject, hold.lease, 10, 1);
         assert!(!command.get_document("query").unwrap().contains_key("lockedBy.lease"));
+    }
+
+    #[test]
+    fn a_batch_touches_only_what_its_leases_hold() {
+        let (target, lease) = (target(), ObjectId::new());
+        let holds = [(Bson::Int32(1), lease)];
+        for command in [target.renew_all(&holds, 10, 5), target.release_all(&holds, 5)] {
+            let update = command.get_array("updates").unwrap()[0].as_document().unwrap();
+            let query = update.get_document("q").unwrap();
+            assert_eq!(query.get_document("lockedBy.lease").unwrap(), &doc! { "$in": [lease] });
+            assert!(query.contains_key("$expr"));
+            assert_eq!(command.get_i64("maxTimeMS").unwrap(), 5);
+        }
     }
 
     #[test]

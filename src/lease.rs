@@ -4,10 +4,11 @@
 //! a monotonic clock that goes on while the machine is suspended, so it passes before the server lets another in.
 //! Reads are lock-free; nothing here does I/O.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::command::Hold;
 
@@ -76,24 +77,76 @@ pub enum Standing {
     Lost = 3,
 }
 
+/// Why a lock was lost, or will be when its deadline passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// Its time was up.
+    Expired = 0,
+    /// Another has taken it.
+    TakenOver = 1,
+    /// The document is gone.
+    Deleted = 2,
+    /// It could not be renewed in time.
+    Unreachable = 3,
+    /// It was renewed for as long as it may be.
+    MaxHold = 4,
+    /// The event loop had not turned for too long.
+    MaxStall = 5,
+}
+
+impl Reason {
+    /// The reason's name, as users read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::TakenOver => "taken over",
+            Self::Deleted => "document deleted",
+            Self::Unreachable => "unreachable",
+            Self::MaxHold => "maxHold",
+            Self::MaxStall => "maxStall",
+        }
+    }
+}
+
+/// What to do when the server says that a lock is lost.
+type OnLoss = Box<dyn Fn() + Send + Sync>;
+
 /// One acquisition of one document's lock.
-#[derive(Debug)]
 pub struct Lease {
     hold: Hold,
+    began: Moment,
     deadline: AtomicU64,
     standing: AtomicU8,
+    reason: AtomicU8,
+    /// Nobody can ask about it any more.
+    abandoned: AtomicBool,
+    on_loss: OnceLock<OnLoss>,
     /// Held across a command about this lease: one is in flight at a time.
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease")
+            .field("hold", &self.hold)
+            .field("standing", &self.standing())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Lease {
-    /// A lease that the server has granted, held until `deadline` at the latest.
-    pub fn new(hold: Hold, deadline: Moment) -> Self {
+    /// A lease that the server has granted: asked for at `began`, held until `deadline` at the latest.
+    pub fn new(hold: Hold, began: Moment, deadline: Moment) -> Self {
         Self {
             hold,
+            began,
             deadline: AtomicU64::new(deadline.0),
             standing: AtomicU8::new(Standing::Held as u8),
-            turn: Mutex::new(()),
+            reason: AtomicU8::new(Reason::Expired as u8),
+            abandoned: AtomicBool::new(false),
+            on_loss: OnceLock::new(),
+            turn: Arc::default(),
         }
     }
 
@@ -102,9 +155,19 @@ impl Lease {
         &self.hold
     }
 
+    /// The moment before it was asked for.
+    pub fn began(&self) -> Moment {
+        self.began
+    }
+
     /// Waits until no other command about this lease is in flight.
-    pub async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
+    pub async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// The turn, if no other command about this lease is in flight.
+    pub fn try_turn(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.turn).try_lock_owned().ok()
     }
 
     /// The moment from which on the lock is not to be relied on.
@@ -132,6 +195,48 @@ impl Lease {
         self.standing.store(standing as u8, Ordering::Release);
     }
 
+    /// Notes that the lock is lost, and tells whoever watches it.
+    pub fn lose(&self, reason: Reason) {
+        self.set_reason(reason);
+        self.set_standing(Standing::Lost);
+        if let Some(on_loss) = self.on_loss.get() {
+            on_loss();
+        }
+    }
+
+    /// Why it is lost, or will be when its deadline passes.
+    pub fn reason(&self) -> Reason {
+        match self.reason.load(Ordering::Acquire) {
+            0 => Reason::Expired,
+            1 => Reason::TakenOver,
+            2 => Reason::Deleted,
+            3 => Reason::Unreachable,
+            4 => Reason::MaxHold,
+            _ => Reason::MaxStall,
+        }
+    }
+
+    /// Notes why it will be lost unless it is renewed after all.
+    pub fn set_reason(&self, reason: Reason) {
+        self.reason.store(reason as u8, Ordering::Release);
+    }
+
+    /// Has `on_loss` called, from any thread, when the server says that the lock is lost. The first watcher stays.
+    pub fn watch(&self, on_loss: impl Fn() + Send + Sync + 'static) {
+        // Only one is ever asked for: a second would be a defect, and the first keeps its promise.
+        let _ = self.on_loss.set(Box::new(on_loss));
+    }
+
+    /// Notes that nobody can ask about it any more: it is not worth renewing.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody still holds on to it.
+    pub fn is_wanted(&self) -> bool {
+        self.standing() == Standing::Held && !self.abandoned.load(Ordering::Acquire)
+    }
+
     /// How long the lock is held from `now` on, at least; zero when it is not held.
     pub fn remaining(&self, now: Moment) -> Duration {
         if self.standing() == Standing::Held { self.deadline().since(now) } else { Duration::ZERO }
@@ -151,7 +256,7 @@ mod tests {
     #[test]
     fn a_lease_is_held_up_to_its_deadline_and_not_a_moment_longer() {
         let start = Moment::now();
-        let lease = Lease::new(hold(), start.plus_ms(10));
+        let lease = Lease::new(hold(), start, start.plus_ms(10));
         assert_eq!(lease.remaining(start), Duration::from_millis(10));
         assert_eq!(lease.remaining(start.plus_ms(9)), Duration::from_millis(1));
         assert_eq!(lease.remaining(start.plus_ms(10)), Duration::ZERO);
@@ -161,7 +266,7 @@ mod tests {
     #[test]
     fn a_deadline_only_moves_forward() {
         let start = Moment::now();
-        let lease = Lease::new(hold(), start.plus_ms(10));
+        let lease = Lease::new(hold(), start, start.plus_ms(10));
         lease.prolong(start.plus_ms(5));
         assert_eq!(lease.deadline(), start.plus_ms(10));
         lease.prolong(start.plus_ms(20));
@@ -171,13 +276,37 @@ mod tests {
     #[test]
     fn what_is_being_released_or_lost_is_not_held() {
         let start = Moment::now();
-        let lease = Lease::new(hold(), start.plus_ms(1000));
+        let lease = Lease::new(hold(), start, start.plus_ms(1000));
         for standing in [Standing::Releasing, Standing::Released, Standing::Lost] {
             lease.set_standing(standing);
             assert_eq!(lease.remaining(start), Duration::ZERO);
         }
         lease.set_standing(Standing::Held);
         assert!(lease.remaining(start) > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_loss_is_told_once_and_with_its_reason() {
+        let start = Moment::now();
+        let lease = Lease::new(hold(), start, start.plus_ms(1000));
+        let told = Arc::new(AtomicU8::new(0));
+        let counter = Arc::clone(&told);
+        lease.watch(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        lease.lose(Reason::Deleted);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert_eq!(lease.reason().name(), "document deleted");
+        assert!(!lease.is_wanted());
+    }
+
+    #[test]
+    fn one_command_at_a_time_has_the_turn() {
+        let lease = Lease::new(hold(), Moment::now(), Moment::now());
+        let turn = lease.try_turn();
+        assert!(turn.is_some() && lease.try_turn().is_none());
+        drop(turn);
+        assert!(lease.try_turn().is_some());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! - [`bridge`]: answers to JavaScript, in batches
 //! - [`store`]: sends commands, sends them again, sorts answers
 //! - [`command`]: the commands' documents, pure functions
+//! - [`keeper`]: renews what is held, in batches; notices what is lost
 //! - [`lease`]: one held lock, its deadline and standing
 //! - [`options`]: Mongoose's connection options for the Rust driver
 //! - [`error`]: what can go wrong
@@ -20,6 +21,7 @@ mod bridge;
 mod client;
 mod command;
 mod error;
+mod keeper;
 mod lease;
 mod options;
 mod runtime;

@@ -19,8 +19,11 @@ use crate::error::Error;
 /// What the Node driver means by "no limit" where the Rust driver wants a number.
 const UNLIMITED: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
+/// Enough for the batches of several collections at once.
+const ASIDE_POOL_SIZE: u32 = 5;
+
 /// The connection options, as JavaScript gives them.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConnectionOptions {
     hosts: Vec<Host>,
@@ -52,14 +55,14 @@ pub struct ConnectionOptions {
     server_monitoring_mode: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 enum Host {
     Tcp { host: String, port: u16 },
     Socket { path: PathBuf },
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Credentials {
     username: Option<String>,
     password: Option<String>,
@@ -69,7 +72,7 @@ struct Credentials {
 }
 
 /// PEM texts: the Rust driver takes paths, so they go through files that are removed at once.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct TlsMaterial {
     ca: Option<String>,
@@ -77,7 +80,7 @@ struct TlsMaterial {
     allow_invalid_certificates: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Api {
     version: String,
@@ -111,6 +114,14 @@ impl ConnectionOptions {
             Some(ms) if ms > 0 => selection.min(Duration::from_millis(ms)),
             _ => selection,
         }
+    }
+
+    /// The same, for a small client beside the one that calls go by: neither must starve the other.
+    #[must_use]
+    pub fn aside(mut self) -> Self {
+        self.max_pool_size = Some(ASIDE_POOL_SIZE);
+        self.min_pool_size = None;
+        self
     }
 
     /// Makes a client of them.

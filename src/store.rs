@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, oid::ObjectId};
@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::command::{Hold, Subject, Target};
 use crate::error::Error;
-use crate::lease::{Lease, Moment, Standing};
+use crate::keeper::{Keeper, Pulse, Terms};
+use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
 
 /// How long calls in flight may still take once their client is being closed.
@@ -34,24 +35,65 @@ pub struct Store {
     closing: watch::Sender<bool>,
     /// Read by every call while it runs, so that closing can wait for them.
     running: RwLock<()>,
+    options: ConnectionOptions,
+    pulse: Arc<dyn Pulse>,
+    /// The small client of the keepers, made with the first.
+    aside: OnceLock<Result<Client, Error>>,
+    keepers: Mutex<Vec<Arc<Keeper>>>,
 }
 
 impl Store {
-    /// Makes a client of the options; it connects in the background.
-    pub fn connect(options: ConnectionOptions) -> Result<Arc<Self>, Error> {
+    /// Makes a client of the options; it connects in the background. `pulse` is the event loop of those who call.
+    pub fn connect(options: ConnectionOptions, pulse: Arc<dyn Pulse>) -> Result<Arc<Self>, Error> {
         let limit = options.limit();
-        let client = options.connect()?;
+        let client = options.clone().connect()?;
         let (closing, _) = watch::channel(false);
-        Ok(Arc::new(Self { client, limit, closing, running: RwLock::new(()) }))
+        Ok(Arc::new(Self {
+            client,
+            limit,
+            closing,
+            running: RwLock::new(()),
+            options,
+            pulse,
+            aside: OnceLock::new(),
+            keepers: Mutex::default(),
+        }))
     }
 
-    /// Closes the client. Calls in flight have a second to end by themselves, then they are answered with an error.
+    /// Releases all locks that are being kept alive, in at most `limit`.
+    pub async fn release_kept(&self, limit: Duration) {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let releases: Vec<_> = keepers
+            .into_iter()
+            .map(|keeper| tokio::spawn(async move { keeper.release_all().await }))
+            .collect();
+        let _ = timeout(limit, async {
+            for release in releases {
+                let _ = release.await;
+            }
+        })
+        .await;
+    }
+
+    fn keeper(&self, database: &str, target: &Target) -> Result<Arc<Keeper>, Error> {
+        let aside = self.aside.get_or_init(|| self.options.clone().aside().connect());
+        let database = aside.as_ref().map_err(Clone::clone)?.database(database);
+        let keeper = Keeper::new(database, target.clone(), Arc::clone(&self.pulse));
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&keeper));
+        Ok(keeper)
+    }
+
+    /// Closes the client. Locks that are being kept are released first. Calls in flight have a second to end by themselves, then they are answered with an error.
     pub async fn close(&self) {
         if self.closing.send_replace(true) {
             return;
         }
+        self.release_kept(GRACE).await;
         let _ = timeout(GRACE, self.running.write()).await;
         self.client.clone().shutdown().immediate(true).await;
+        if let Some(Ok(aside)) = self.aside.get() {
+            aside.clone().shutdown().immediate(true).await;
+        }
     }
 }
 
@@ -75,20 +117,23 @@ pub struct Collection {
     store: Arc<Store>,
     database: Database,
     target: Target,
+    keeper: OnceLock<Result<Arc<Keeper>, Error>>,
 }
 
 impl Collection {
     /// The collection that `target` names in a database.
     pub fn new(store: Arc<Store>, database: &str, target: Target) -> Arc<Self> {
         let database = store.client.database(database);
-        Arc::new(Self { store, database, target })
+        Arc::new(Self { store, database, target, keeper: OnceLock::new() })
     }
 
-    /// Tries once to lock a document. Answers with `None` when it is locked or gone.
+    /// Tries once to lock a document, and keeps the lock alive on these terms. Answers with `None` when it is locked or
+    /// gone.
     pub async fn lock(
         &self,
         subject: Subject,
         duration_ms: i64,
+        terms: Option<Terms>,
         answer: impl FnOnce(Result<Option<Locked>, Error>) + Send,
     ) {
         let _running = self.store.running.read().await;
@@ -103,7 +148,16 @@ impl Collection {
             }
         };
         let leftover = match (outcome, answer) {
-            (Ok(locked), Some(answer)) => return answer(Ok(locked)),
+            (Ok(locked), Some(answer)) => {
+                if let (Some(locked), Some(terms)) = (&locked, terms)
+                    && let Err(error) = self.keep(&subject, &locked.lease, terms)
+                {
+                    answer(Err(error));
+                    Some(locked.lease.hold().lease)
+                } else {
+                    return answer(Ok(locked));
+                }
+            }
             (Ok(locked), None) => locked.map(|locked| locked.lease.hold().lease),
             (Err(Failed { error, lease }), answer) => {
                 let leftover = error.is_ambiguous().then_some(lease);
@@ -129,8 +183,10 @@ impl Collection {
         let work = async {
             let _turn = lease.turn().await;
             let released = self.release_held(&subject, &lease, &call).await?;
-            let lost = released.is_none();
-            lease.set_standing(if lost { Standing::Lost } else { Standing::Released });
+            match released {
+                Some(_) => lease.set_standing(Standing::Released),
+                None => lease.lose(Reason::TakenOver),
+            }
             Ok(released)
         };
         self.answer_in_time(&call, work, answer).await;
@@ -169,7 +225,7 @@ impl Collection {
                 .0;
             match &extended {
                 Some(_) => lease.prolong(sent.deadline(duration_ms)),
-                None => lease.set_standing(Standing::Lost),
+                None => lease.lose(Reason::TakenOver),
             }
             Ok(extended)
         };
@@ -187,6 +243,13 @@ impl Collection {
         let work =
             async { self.read(|ms| self.target.inspect(&subject, lease.hold(), ms), &call).await };
         self.answer_in_time(&call, work, answer).await;
+    }
+
+    fn keep(&self, subject: &Subject, lease: &Arc<Lease>, terms: Terms) -> Result<(), Error> {
+        let keeper =
+            self.keeper.get_or_init(|| self.store.keeper(self.database.name(), &self.target));
+        keeper.as_ref().map_err(Clone::clone)?.keep(subject.key.clone(), Arc::clone(lease), terms);
+        Ok(())
     }
 
     async fn acquire(
@@ -209,7 +272,7 @@ impl Collection {
                 Ok(Some(document)) => {
                     if late || duration_ms == 0 || Moment::now() < sent.plus_ms(duration_ms) {
                         let hold = Hold { lease, token: Some(self.target.token(&document)) };
-                        let lease = Arc::new(Lease::new(hold, sent.deadline(duration_ms)));
+                        let lease = Arc::new(Lease::new(hold, sent, sent.deadline(duration_ms)));
                         return Ok(Some(Locked { document, lease }));
                     }
                     // The answer is older than the lock, as when the command waited behind a transaction: a lock
@@ -354,20 +417,7 @@ impl Collection {
 
     /// One findAndModify: the document as it is afterwards, or `None` when none matched.
     async fn send(&self, command: &Document) -> Result<Option<Document>, Error> {
-        let mut reply = self.run(command).await?;
-        // The driver takes an applied but unacknowledged write for a success.
-        if let Ok(failure) = reply.get_document("writeConcernError") {
-            let labels = reply.get_array("errorLabels").map(|labels| {
-                labels.iter().filter_map(|label| label.as_str().map(str::to_owned)).collect()
-            });
-            return Err(Error::WriteConcern {
-                code: failure.get_i32("code").unwrap_or_default(),
-                code_name: failure.get_str("codeName").unwrap_or_default().to_owned(),
-                message: failure.get_str("errmsg").unwrap_or("write concern failed").to_owned(),
-                labels: labels.unwrap_or_else(|_| BTreeSet::new()),
-            });
-        }
-        Ok(match reply.remove("value") {
+        Ok(match self.run(command).await?.remove("value") {
             Some(Bson::Document(document)) => Some(document),
             _ => None,
         })
@@ -377,7 +427,7 @@ impl Collection {
         if *self.store.closing.borrow() {
             return Err(Error::Closed);
         }
-        Ok(self.database.run_raw_command(RawDocumentBuf::try_from(command)?).await?)
+        run(&self.database, command).await
     }
 
     /// Runs `work` and answers with what it comes to, or with an error when the time is up; `work` always ends.
@@ -397,6 +447,25 @@ impl Collection {
             }
         }
     }
+}
+
+/// Runs a command. A write that was applied but not acknowledged, or that failed in part, is an error here; the driver
+/// takes both for a success.
+pub async fn run(database: &Database, command: &Document) -> Result<Document, Error> {
+    let reply = database.run_raw_command(RawDocumentBuf::try_from(command)?).await?;
+    let write_error = reply.get_array("writeErrors").ok().and_then(|errors| errors.first());
+    let failure =
+        write_error.or_else(|| reply.get("writeConcernError")).and_then(Bson::as_document);
+    let Some(failure) = failure else { return Ok(reply) };
+    let labels = reply.get_array("errorLabels").map(|labels| {
+        labels.iter().filter_map(|label| label.as_str().map(str::to_owned)).collect()
+    });
+    Err(Error::WriteConcern {
+        code: failure.get_i32("code").unwrap_or_default(),
+        code_name: failure.get_str("codeName").unwrap_or_default().to_owned(),
+        message: failure.get_str("errmsg").unwrap_or("the write failed").to_owned(),
+        labels: labels.unwrap_or_else(|_| BTreeSet::new()),
+    })
 }
 
 /// One call of the user's: when it must be answered, and what went wrong last.

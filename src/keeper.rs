@@ -1,0 +1,376 @@
+//! Renews the locks that are held, in batches, and notices those that are lost.
+//!
+//! The locks of one collection that have one duration are a group, with a task of its own that lives as long as the
+//! group has members. It renews each lock at about a third of its duration, whatever the event loop does, and lets a lock
+//! lapse that is held for too long, or by a process that hangs. It keeps nothing and nobody alive.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use bson::{Bson, Document, oid::ObjectId};
+use mongodb::Database;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{sleep, timeout};
+
+use crate::command::{Subject, Target};
+use crate::error::Error;
+use crate::lease::{Lease, Moment, Reason, Standing};
+use crate::store::run;
+
+/// The most locks in one command.
+const BATCH: usize = 1000;
+/// A group's task looks at its locks at least this far apart.
+const SHORTEST_TICK: Duration = Duration::from_millis(10);
+
+/// Tells whether the event loop of the locks' holder still turns.
+pub trait Pulse: Send + Sync {
+    /// How long it has not turned; zero while it does. Asks it to give a sign of life.
+    fn stalled_for(&self, now: Moment) -> Duration;
+}
+
+/// How long a lock is to be renewed.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// The lock's duration.
+    pub duration_ms: i64,
+    /// Renewing stops when the lock has been held for so long.
+    pub max_hold: Duration,
+    /// Renewing stops when the event loop has not turned for so long.
+    pub max_stall: Duration,
+}
+
+/// One lock that is being kept.
+#[derive(Clone)]
+struct Kept {
+    id: Bson,
+    key: Document,
+    lease: Arc<Lease>,
+    terms: Terms,
+}
+
+/// The locks of one collection that are being kept, by duration.
+pub struct Keeper {
+    database: Database,
+    target: Target,
+    pulse: Arc<dyn Pulse>,
+    groups: Mutex<HashMap<i64, Vec<Kept>>>,
+    /// Itself, for the tasks: they end with it.
+    this: Weak<Keeper>,
+}
+
+impl Keeper {
+    /// A keeper that keeps nothing yet. Its commands go by `database`, whose client is not the callers' own.
+    pub fn new(database: Database, target: Target, pulse: Arc<dyn Pulse>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            database,
+            target,
+            pulse,
+            groups: Mutex::default(),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Keeps a lock until it is released, lost, or not wanted any more. On the runtime only.
+    pub fn keep(&self, key: Document, lease: Arc<Lease>, terms: Terms) {
+        let duration_ms = terms.duration_ms;
+        let id = key.get("_id").cloned().unwrap_or(Bson::Null);
+        let kept = Kept { id, key, lease, terms };
+        let is_first = {
+            let mut groups = self.groups();
+            let group = groups.entry(duration_ms).or_default();
+            group.push(kept);
+            group.len() == 1
+        };
+        if is_first {
+            tokio::spawn(Self::tend(Weak::clone(&self.this), duration_ms));
+        }
+    }
+
+    /// Releases all that is kept, in batches; what is being released by its holder already is left to that.
+    pub async fn release_all(&self) {
+        let kept: Vec<_> = std::mem::take(&mut *self.groups()).into_values().flatten().collect();
+        let holds: Vec<_> = kept
+            .into_iter()
+            .filter(|kept| kept.lease.standing() == Standing::Held)
+            .map(|kept| {
+                kept.lease.set_standing(Standing::Releasing);
+                (kept.id, kept.lease.hold().lease)
+            })
+            .collect();
+        for batch in holds.chunks(BATCH) {
+            let command = self.target.release_all(batch, 1000);
+            // The process goes on to its end, or the client to its close: what is not released lapses.
+            let _ = run(&self.database, &command).await;
+        }
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Vec<Kept>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks after one group until it is empty.
+    async fn tend(keeper: Weak<Self>, duration_ms: i64) {
+        let third = Duration::from_millis(u64::try_from(duration_ms).unwrap_or(0)) / 3;
+        let mut tick = third;
+        loop {
+            sleep(tick).await;
+            let Some(keeper) = keeper.upgrade() else { return };
+            let now = Moment::now();
+            let stalled = keeper.pulse.stalled_for(now);
+            let mut due = Vec::new();
+            {
+                let mut groups = keeper.groups();
+                let Some(group) = groups.get_mut(&duration_ms) else { return };
+                group.retain(|kept| kept.is_kept(now));
+                if group.is_empty() {
+                    groups.remove(&duration_ms);
+                    return;
+                }
+                tick = third;
+                for kept in group.iter() {
+                    tick = tick.min(kept.terms.max_stall / 2).max(SHORTEST_TICK);
+                    // Whoever has the turn renews it, prolongs it or releases it just now.
+                    if kept.is_due(now, stalled, third)
+                        && let Some(turn) = kept.lease.try_turn()
+                    {
+                        due.push((kept.clone(), turn));
+                    }
+                }
+            }
+            while !due.is_empty() {
+                let rest = due.split_off(due.len().min(BATCH));
+                let batch = std::mem::replace(&mut due, rest);
+                tokio::spawn(Arc::clone(&keeper).renew(batch, duration_ms));
+            }
+        }
+    }
+
+    /// Renews a batch; what the batch's failure leaves open, one by one.
+    async fn renew(self: Arc<Self>, batch: Vec<(Kept, OwnedMutexGuard<()>)>, duration_ms: i64) {
+        let sent = Moment::now();
+        let patience = patience(duration_ms);
+        let (batch, turns): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let keeper = Arc::clone(&self);
+        let asked = batch.clone();
+        // In a task of its own: the driver's futures must not be dropped half-way, and a network that swallows
+        // everything must not hold us up.
+        let renewing = tokio::spawn(async move { keeper.renew_batch(&asked, duration_ms).await });
+        let outcome = match timeout(patience, renewing).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Error::Internal("a renewal ended without an outcome")),
+            Err(_) => Err(Error::TimedOut { after_ms: patience.as_millis() }),
+        };
+        match outcome {
+            Ok(losses) => {
+                for (kept, loss) in batch.iter().zip(losses) {
+                    match loss {
+                        Some(reason) => kept.lease.lose(reason),
+                        None => kept.lease.prolong(sent.deadline(duration_ms)),
+                    }
+                }
+            }
+            Err(_) => {
+                for (kept, turn) in batch.into_iter().zip(turns) {
+                    tokio::spawn(Arc::clone(&self).renew_alone(kept, turn));
+                }
+            }
+        }
+    }
+
+    /// Tells for each of the batch why it is lost, or nothing when it has been renewed.
+    async fn renew_batch(
+        &self,
+        batch: &[Kept],
+        duration_ms: i64,
+    ) -> Result<Vec<Option<Reason>>, Error> {
+        let holds: Vec<_> = batch.iter().map(Kept::hold).collect();
+        let ms = milliseconds(patience(duration_ms));
+        let reply = run(&self.database, &self.target.renew_all(&holds, duration_ms, ms)).await?;
+        let matched =
+            reply.get_i32("n").map_or_else(|_| reply.get_i64("n").unwrap_or(0), i64::from);
+        if usize::try_from(matched) == Ok(holds.len()) {
+            return Ok(vec![None; holds.len()]);
+        }
+        self.losses(&holds, ms).await
+    }
+
+    /// Asks the primary which of the locks are held.
+    async fn losses(
+        &self,
+        holds: &[(Bson, ObjectId)],
+        max_time_ms: i64,
+    ) -> Result<Vec<Option<Reason>>, Error> {
+        let mut reply = run(&self.database, &self.target.find_all(holds, max_time_ms)).await?;
+        let found = reply
+            .get_document_mut("cursor")
+            .and_then(|cursor| cursor.get_array_mut("firstBatch").map(std::mem::take))
+            .unwrap_or_default();
+        Ok(holds.iter().map(|(id, lease)| loss(&found, id, *lease)).collect())
+    }
+
+    /// Renews one lock until it is renewed, lost, or past its deadline.
+    async fn renew_alone(self: Arc<Self>, kept: Kept, _turn: OwnedMutexGuard<()>) {
+        let duration_ms = kept.terms.duration_ms;
+        let patience = patience(duration_ms);
+        while self.is_wanted(&kept) {
+            kept.lease.set_reason(Reason::Unreachable);
+            let sent = Moment::now();
+            let (keeper, asked) = (Arc::clone(&self), kept.clone());
+            let renewing = tokio::spawn(async move { keeper.renew_one(&asked).await });
+            match timeout(patience, renewing).await {
+                Ok(Ok(Ok(None))) => {
+                    kept.lease.set_reason(Reason::Expired);
+                    kept.lease.prolong(sent.deadline(duration_ms));
+                    return;
+                }
+                Ok(Ok(Ok(Some(reason)))) => return kept.lease.lose(reason),
+                _ => sleep(patience / 2).await,
+            }
+        }
+    }
+
+    fn is_wanted(&self, kept: &Kept) -> bool {
+        let now = Moment::now();
+        kept.is_wanted(now, self.pulse.stalled_for(now))
+    }
+
+    /// Tells why the lock is lost, or nothing when it has been renewed.
+    async fn renew_one(&self, kept: &Kept) -> Result<Option<Reason>, Error> {
+        let subject = Subject { key: kept.key.clone(), set: Document::new() };
+        let ms = milliseconds(patience(kept.terms.duration_ms));
+        let command = self.target.extend(&subject, kept.lease.hold(), kept.terms.duration_ms, ms);
+        let reply = run(&self.database, &command).await?;
+        if reply.get_document("value").is_ok() {
+            return Ok(None);
+        }
+        let reason = self.losses(&[kept.hold()], ms).await?.pop().flatten();
+        Ok(reason.or(Some(Reason::Expired)))
+    }
+}
+
+impl Kept {
+    fn hold(&self) -> (Bson, ObjectId) {
+        (self.id.clone(), self.lease.hold().lease)
+    }
+
+    /// Whether it stays in its group. One whose deadline has passed is over, whoever notices first.
+    fn is_kept(&self, now: Moment) -> bool {
+        self.lease.is_wanted() && now < self.lease.deadline()
+    }
+
+    /// Whether it is to be renewed at all; notes why if not.
+    fn is_wanted(&self, now: Moment, stalled: Duration) -> bool {
+        if !self.is_kept(now) {
+            return false;
+        }
+        let stalled = stalled >= self.terms.max_stall;
+        let too_long = now.since(self.lease.began()) >= self.terms.max_hold;
+        if stalled || too_long {
+            self.lease.set_reason(if too_long { Reason::MaxHold } else { Reason::MaxStall });
+        }
+        !(stalled || too_long)
+    }
+
+    /// Whether a third of its duration has passed since it was last renewed.
+    fn is_due(&self, now: Moment, stalled: Duration, third: Duration) -> bool {
+        // The tick is a third too: without the slack a lock would often be a hair too young, and wait for two.
+        self.is_wanted(now, stalled) && self.lease.deadline().since(now) <= third * 2 + third / 4
+    }
+}
+
+/// How long one attempt to renew may take: a batch can be blocked by one document in a user's open transaction.
+fn patience(duration_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(duration_ms / 6).unwrap_or(0).max(10))
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Why the lock is lost, by what was found; nothing if it is held.
+fn loss(found: &[Bson], id: &Bson, lease: ObjectId) -> Option<Reason> {
+    let mut documents = found.iter().filter_map(Bson::as_document);
+    let has_lease = |document: &&Document| document.get_object_id("lease").ok() == Some(lease);
+    let mut leased = documents.clone().filter(has_lease);
+    // By the lease, since an equal number may come back as one of another type; one lease may have several documents.
+    let (first, second) = (leased.next(), leased.next());
+    let mine = match (first, second) {
+        (Some(only), None) => Some(only),
+        (None, _) => None,
+        _ => documents.clone().filter(has_lease).find(|document| document.get("_id") == Some(id)),
+    };
+    match mine {
+        Some(document) if document.get_bool("held").unwrap_or(false) => None,
+        Some(document) if document.get_bool("untouched").unwrap_or(false) => Some(Reason::Expired),
+        Some(_) => Some(Reason::TakenOver),
+        None if documents.any(|document| document.get("_id") == Some(id)) => {
+            Some(Reason::TakenOver)
+        }
+        None => Some(Reason::Deleted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::doc;
+
+    use super::*;
+    use crate::command::Hold;
+
+    #[test]
+    fn a_loss_has_a_reason() {
+        let (mine, theirs) = (ObjectId::new(), ObjectId::new());
+        let (lapsed, freed) = (ObjectId::new(), ObjectId::new());
+        let found = [
+            Bson::Document(doc! { "_id": 1.0, "lease": mine, "held": true }),
+            Bson::Document(doc! { "_id": 2, "lease": theirs, "held": true }),
+            Bson::Document(doc! { "_id": 3, "lease": lapsed, "held": false, "untouched": true }),
+            Bson::Document(doc! { "_id": 5, "lease": freed, "held": false, "untouched": false }),
+        ];
+        assert_eq!(loss(&found, &Bson::Int32(1), mine), None, "1 and 1.0 are the same _id");
+        assert_eq!(loss(&found, &Bson::Int32(2), ObjectId::new()), Some(Reason::TakenOver));
+        assert_eq!(loss(&found, &Bson::Int32(3), lapsed), Some(Reason::Expired));
+        assert_eq!(loss(&found, &Bson::Int32(4), ObjectId::new()), Some(Reason::Deleted));
+        assert_eq!(loss(&found, &Bson::Int32(5), freed), Some(Reason::TakenOver));
+    }
+
+    #[test]
+    fn one_lease_may_have_several_documents() {
+        let lease = ObjectId::new();
+        let found = [
+            Bson::Document(doc! { "_id": 1, "lease": lease, "held": true }),
+            Bson::Document(doc! { "_id": 2, "lease": lease, "held": false, "untouched": true }),
+        ];
+        assert_eq!(loss(&found, &Bson::Int32(1), lease), None);
+        assert_eq!(loss(&found, &Bson::Int32(2), lease), Some(Reason::Expired));
+    }
+
+    fn kept(max_hold: Duration) -> (Kept, Moment) {
+        let began = Moment::now();
+        let hold = Hold { lease: ObjectId::new(), token: None };
+        let lease = Arc::new(Lease::new(hold, began, began.plus_ms(3000)));
+        let terms = Terms { duration_ms: 3000, max_hold, max_stall: Duration::from_secs(60) };
+        (Kept { id: Bson::Int32(1), key: doc! { "_id": 1 }, lease, terms }, began)
+    }
+
+    #[test]
+    fn a_lock_is_due_after_a_third_of_its_duration() {
+        let (kept, began) = kept(Duration::MAX);
+        let third = Duration::from_secs(1);
+        assert!(!kept.is_due(began, Duration::ZERO, third));
+        assert!(kept.is_due(began.plus_ms(1000), Duration::ZERO, third));
+        assert!(!kept.is_due(began.plus_ms(3000), Duration::ZERO, third), "never revived");
+    }
+
+    #[test]
+    fn a_hanging_process_and_a_long_hold_let_go_and_say_why() {
+        let (hanging, began) = kept(Duration::MAX);
+        assert!(!hanging.is_wanted(began, Duration::from_secs(60)));
+        assert_eq!(hanging.lease.reason(), Reason::MaxStall);
+        let (long, began) = kept(Duration::from_secs(1));
+        assert!(long.is_wanted(began, Duration::ZERO));
+        assert!(!long.is_wanted(began.plus_ms(1000), Duration::ZERO));
+        assert_eq!(long.lease.reason(), Reason::MaxHold);
+    }
+}
