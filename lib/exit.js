@@ -10,13 +10,14 @@ const { releaseKept } = require('./client');
 /** Shared by all copies of the library in this process, as after a reset of a test runner's modules. */
 const RELEASES = Symbol.for('mongoose-lock-release.releasesAtExit');
 
+let isRegistered = false;
 let limitMs = 0;
 
 /** Sees to it that the locks that are kept alive are released at exit; the longest time asked for counts. */
 function releaseAtExit(exitTimeoutMs) {
-  const isFirst = limitMs === 0;
   limitMs = Math.max(limitMs, exitTimeoutMs);
-  if (!isFirst || !isMainThread) return;
+  if (isRegistered || !isMainThread) return;
+  isRegistered = true;
   if (!process[RELEASES]) {
     Object.defineProperty(process, RELEASES, { value: new Set() });
     process.on('exit', () => {

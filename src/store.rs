@@ -83,7 +83,8 @@ impl Store {
         Ok(keeper)
     }
 
-    /// Closes the client. Locks that are being kept are released first. Calls in flight have a second to end by themselves, then they are answered with an error.
+    /// Closes the client. Locks that are being kept are released first; calls in flight have a second to end by
+    /// themselves, then they are answered with an error.
     pub async fn close(&self) {
         if self.closing.send_replace(true) {
             return;
@@ -109,7 +110,7 @@ pub struct Locked {
 /// Why a lock call failed, and the lease that it may have left behind.
 struct Failed {
     error: Error,
-    lease: ObjectId,
+    leftover: Option<ObjectId>,
 }
 
 /// One model's collection on one client.
@@ -137,34 +138,34 @@ impl Collection {
         answer: impl FnOnce(Result<Option<Locked>, Error>) + Send,
     ) {
         let _running = self.store.running.read().await;
+        let keeping = match terms.map(|terms| self.keeper().map(|keeper| (keeper, terms))) {
+            Some(Err(error)) => return answer(Err(error)),
+            Some(Ok(keeping)) => Some(keeping),
+            None => None,
+        };
         let call = Call::begin(&self.store);
         let attempt = self.acquire(&subject, duration_ms, &call);
         tokio::pin!(attempt);
-        let (outcome, answer) = tokio::select! {
-            outcome = &mut attempt => (outcome, Some(answer)),
+        let leftover = tokio::select! {
+            outcome = &mut attempt => match outcome {
+                Ok(locked) => {
+                    if let (Some(locked), Some((keeper, terms))) = (&locked, keeping) {
+                        keeper.keep(subject.key.clone(), Arc::clone(&locked.lease), terms);
+                    }
+                    answer(Ok(locked));
+                    None
+                }
+                Err(Failed { error, leftover }) => {
+                    answer(Err(error));
+                    leftover
+                }
+            },
             error = call.cut_short() => {
                 answer(Err(error));
-                (attempt.await, None)
-            }
-        };
-        let leftover = match (outcome, answer) {
-            (Ok(locked), Some(answer)) => {
-                if let (Some(locked), Some(terms)) = (&locked, terms)
-                    && let Err(error) = self.keep(&subject, &locked.lease, terms)
-                {
-                    answer(Err(error));
-                    Some(locked.lease.hold().lease)
-                } else {
-                    return answer(Ok(locked));
+                match attempt.await {
+                    Ok(locked) => locked.map(|locked| locked.lease.hold().lease),
+                    Err(failed) => failed.leftover,
                 }
-            }
-            (Ok(locked), None) => locked.map(|locked| locked.lease.hold().lease),
-            (Err(Failed { error, lease }), answer) => {
-                let leftover = error.is_ambiguous().then_some(lease);
-                if let Some(answer) = answer {
-                    answer(Err(error));
-                }
-                leftover
             }
         };
         if let Some(lease) = leftover {
@@ -225,6 +226,7 @@ impl Collection {
                 .0;
             match &extended {
                 Some(_) => lease.prolong(sent.deadline(duration_ms)),
+                None if Moment::now() >= lease.deadline() => lease.lose(Reason::Expired),
                 None => lease.lose(Reason::TakenOver),
             }
             Ok(extended)
@@ -245,11 +247,9 @@ impl Collection {
         self.answer_in_time(&call, work, answer).await;
     }
 
-    fn keep(&self, subject: &Subject, lease: &Arc<Lease>, terms: Terms) -> Result<(), Error> {
-        let keeper =
-            self.keeper.get_or_init(|| self.store.keeper(self.database.name(), &self.target));
-        keeper.as_ref().map_err(Clone::clone)?.keep(subject.key.clone(), Arc::clone(lease), terms);
-        Ok(())
+    fn keeper(&self) -> Result<Arc<Keeper>, Error> {
+        let make = || self.store.keeper(self.database.name(), &self.target);
+        self.keeper.get_or_init(make).clone()
     }
 
     async fn acquire(
@@ -266,8 +266,9 @@ impl Collection {
             let command = self.target.lock(subject, lease, duration_ms, call.milliseconds_left());
             match self.send(&command).await {
                 Err(error) => {
-                    call.pause_after(error).await.map_err(|error| Failed { error, lease })?;
-                    in_doubt = true;
+                    in_doubt |= error.is_ambiguous();
+                    let leftover = in_doubt.then_some(lease);
+                    call.pause_after(error).await.map_err(|error| Failed { error, leftover })?;
                 }
                 Ok(Some(document)) => {
                     if late || duration_ms == 0 || Moment::now() < sent.plus_ms(duration_ms) {
