@@ -80,7 +80,12 @@ function addMethods(schema, settings) {
  * @param {string | object} [options] the name of the model to lock through, or options: see index.d.ts
  */
 function lockReleasePlugin(schema, options) {
-  const { path = 'locked', fence = true, exitTimeout = 1000, ...rest } = checkPluginOptions(options);
+  const {
+    path = 'locked',
+    fence = true,
+    exitTimeout = 1000,
+    ...rest
+  } = checkPluginOptions(options);
   const earlier = schema.methods.lock?.[SETTINGS];
   // Applied globally and again to one schema, in either order: what was asked for explicitly holds.
   if (earlier && (options === undefined || options === null)) return;

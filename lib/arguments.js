@@ -13,7 +13,8 @@ const LAST_DATE = 8.64e15;
 const PLUGIN_OPTIONS = ['modelName', 'path', 'label', 'fence', 'writeConcern', 'exitTimeout'];
 
 function show(value) {
-  const text = typeof value === 'bigint' ? `${value}n` : inspect(value, { depth: 0, breakLength: 80 });
+  const text =
+    typeof value === 'bigint' ? `${value}n` : inspect(value, { depth: 0, breakLength: 80 });
   return text.length > 60 ? `${text.slice(0, 60)}…` : text;
 }
 
@@ -41,7 +42,10 @@ function checkObject(name, value, known) {
   for (const key of Object.keys(value)) {
     if (!known.includes(key)) {
       const list = known.length > 0 ? `known: ${known.join(', ')}` : 'there are none yet';
-      throw argumentError(TypeError, `${name}.${key} is not an option (${list}), got ${show(value[key])}`);
+      throw argumentError(
+        TypeError,
+        `${name}.${key} is not an option (${list}), got ${show(value[key])}`,
+      );
     }
   }
 }

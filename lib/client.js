@@ -104,7 +104,10 @@ class Client {
   constructor(mongoClient, mongo) {
     const options = connectionOptions(mongoClient.options);
     bridge ??= new NativeBridge(onAnswers);
-    this.native = new NativeClient(bridge, mongo.BSON.serialize(options, { ignoreUndefined: true }));
+    this.native = new NativeClient(
+      bridge,
+      mongo.BSON.serialize(options, { ignoreUndefined: true }),
+    );
     this.isOpen = true;
     mongoClient.once('topologyClosed', () => {
       // The same MongoClient may connect again: it gets a new native one then.
@@ -115,7 +118,10 @@ class Client {
   }
 
   collection(database, target, mongo) {
-    return this.native.collection(database, mongo.BSON.serialize(target, { ignoreUndefined: true }));
+    return this.native.collection(
+      database,
+      mongo.BSON.serialize(target, { ignoreUndefined: true }),
+    );
   }
 }
 

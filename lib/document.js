@@ -5,12 +5,7 @@
 'use strict';
 
 const { Acquisition } = require('./acquisition');
-const {
-  checkCallback,
-  checkDuration,
-  checkFunction,
-  checkLockOptions,
-} = require('./arguments');
+const { checkCallback, checkDuration, checkFunction, checkLockOptions } = require('./arguments');
 const { begin } = require('./client');
 const { LockError } = require('./errors');
 const { releaseAtExit } = require('./exit');
@@ -25,14 +20,36 @@ function acquisitionOf(doc) {
   return acquisitions.get(doc) ?? undefined;
 }
 
+/** Models whose documents show what they hold. */
+const equipped = new WeakSet();
+
+/** Gives the documents of a model what a holder has; once per model, so that a lock costs less. */
+function equip(Model, settings) {
+  if (equipped.has(Model)) return;
+  equipped.add(Model);
+  Object.defineProperties(Model.prototype, {
+    $lock: {
+      get() {
+        return acquisitions.get(this)?.lock;
+      },
+      configurable: true,
+    },
+    // `await using locked = await order.lock(…)` releases at the end of the block.
+    [Symbol.asyncDispose]: {
+      async value() {
+        const acquisition = acquisitions.get(this);
+        if (acquisition) await releaseUnlessDone(acquisition, traceOf(Model));
+      },
+      configurable: true,
+      writable: true,
+    },
+  });
+  if (settings.fence) fence(Model, acquisitionOf);
+}
+
 function hold(doc, acquisition) {
   acquisitions.set(doc, acquisition);
-  Object.defineProperty(doc, '$lock', {
-    value: acquisition.lock,
-    configurable: true,
-    writable: true,
-  });
-  if (acquisition.model.settings.fence) fence(doc, acquisitionOf);
+  equip(doc.constructor, acquisition.model.settings);
 }
 
 /** The model through which a document is locked: its own, or the one that the plugin was told. */
@@ -86,11 +103,6 @@ async function lock(doc, settings, trace, duration, options, renew) {
     const acquisition = new Acquisition(model, key, lease, by);
     hold(doc, acquisition);
     hold(fresh, acquisition);
-    // `await using doc = await order.lock(…)` releases at the end of the block.
-    Object.defineProperty(fresh, Symbol.asyncDispose, {
-      value: () => releaseUnlessDone(acquisition, trace),
-      configurable: true,
-    });
     return fresh;
   };
   if (terms) releaseAtExit(settings.exitTimeout);

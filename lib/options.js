@@ -62,7 +62,8 @@ function refuse(options) {
 }
 
 function credentials({ username, password, source, mechanism, mechanismProperties }) {
-  if (!MECHANISMS.includes(String(mechanism))) throw unsupportedOption(`authMechanism=${mechanism}`);
+  if (!MECHANISMS.includes(String(mechanism)))
+    throw unsupportedOption(`authMechanism=${mechanism}`);
   const plain = Object.entries(mechanismProperties ?? {}).filter(([, value]) => isSet(value));
   return {
     username: username || undefined,
