@@ -390,13 +390,12 @@ describe('timestamps', function () {
     for (const given of await givenBy(await Dated.create({}))) {
       assert.deepEqual(given.updatedAt, new Date(12345));
     }
-    const Numbered = stage.lockable(
-      { updatedAt: Number },
-      { schema: { timestamps: { currentTime: () => 54321 } } },
-    );
+    // As Mongoose casts the time for its own updates.
+    const Numbered = stage.lockable({ updatedAt: Number }, { schema: { timestamps: true } });
     const numbered = await Numbered.create({});
-    for (const given of await givenBy(numbered)) assert.equal(given.updatedAt, 54321);
-    assert.equal((await stored(numbered)).updatedAt, 54321);
+    const began = Date.now();
+    for (const given of await givenBy(numbered)) assert.ok(given.updatedAt >= began);
+    assert.equal(typeof (await stored(numbered)).updatedAt, 'number');
   });
 
   it('do not come where there are none', async function () {

@@ -222,6 +222,16 @@ describe('save() of a holder', function () {
     assert.equal((await failureOf(order.save())).code, 'ERR_LOCK_LOST');
   });
 
+  it('keeps errors that are about something else what they are, also of a holder that has lost the lock', async function () {
+    const order = await stage
+      .lockable({ name: { type: String, required: true } })
+      .create({ name: 'one' });
+    await order.lock(LONG_MS);
+    await takeOver(order);
+    order.name = undefined;
+    assert.ok((await failureOf(order.save())) instanceof mongoose.Error.ValidationError);
+  });
+
   it('keeps a true version conflict and a deleted document what they are to Mongoose', async function () {
     const Versioned = stage.lockable(definition, { schema: { optimisticConcurrency: true } });
     const order = await Versioned.create({ name: 'one' });
