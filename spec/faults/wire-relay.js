@@ -32,6 +32,7 @@ class WireRelay {
   #target;
   #server;
   #links = new Set();
+  #isBlackhole = false;
 
   constructor({ host = HOST, port }) {
     this.#target = { host, port };
@@ -39,8 +40,6 @@ class WireRelay {
     this.judge = () => undefined;
     /** Milliseconds by which everything is late, in each direction. */
     this.delay = 0;
-    /** True: nothing gets through, and nobody is told. */
-    this.blackhole = false;
     /** Real address -> the address of its relay, for the hellos of a replica set. */
     this.addresses = new Map();
     /** How many commands were hit, by the fault's name. */
@@ -50,6 +49,21 @@ class WireRelay {
 
   get port() {
     return this.#server.address().port;
+  }
+
+  /** While true nothing gets through, and nobody is told; afterwards what was held back arrives, as with TCP. */
+  get blackhole() {
+    return this.#isBlackhole;
+  }
+
+  set blackhole(isBlackhole) {
+    this.#isBlackhole = isBlackhole;
+    if (isBlackhole) return;
+    for (const { toServer, toClient } of this.#links) {
+      for (const lane of [toServer, toClient]) {
+        for (const bytes of lane.held.splice(0)) this.#pass(lane, bytes);
+      }
+    }
   }
 
   /** Where clients connect to, with no member of a replica set found besides. */
@@ -88,7 +102,14 @@ class WireRelay {
 
   #join(client) {
     const server = net.connect(this.#target);
-    const link = { client, server, pending: new Map(), isOneWay: false };
+    const link = {
+      client,
+      server,
+      toServer: { socket: server, held: [], free: 0 },
+      toClient: { socket: client, held: [], free: 0 },
+      pending: new Map(),
+      isOneWay: false,
+    };
     this.#links.add(link);
     client.setNoDelay(true);
     server.setNoDelay(true);
@@ -115,7 +136,7 @@ class WireRelay {
   #request(link, bytes) {
     const command = commandIn(bytes);
     const fault = command && this.judge(command);
-    if (fault === undefined) return this.#pass(link.server, bytes);
+    if (fault === undefined) return this.#pass(link.toServer, bytes);
     const name = typeof fault === 'string' ? fault : Object.keys(fault)[0];
     this.hits[name] = (this.hits[name] ?? 0) + 1;
     if (name === 'loseRequest') return link.client.resetAndDestroy();
@@ -127,21 +148,27 @@ class WireRelay {
       return undefined;
     }
     link.pending.set(bytes.readInt32LE(4), fault);
-    return this.#pass(link.server, bytes);
+    return this.#pass(link.toServer, bytes);
   }
 
   async #answer(link, bytes) {
     if (link.isOneWay) return link.server.end();
     const fault = link.pending.get(bytes.readInt32LE(8));
-    if (fault === undefined) return this.#pass(link.client, this.#rewritten(bytes));
+    if (fault === undefined) return this.#pass(link.toClient, this.#rewritten(bytes));
     await fault.loseAnswerAfter?.();
     return link.client.resetAndDestroy();
   }
 
-  #pass(socket, bytes) {
-    if (this.blackhole) return;
-    if (this.delay === 0) socket.write(bytes);
-    else setTimeout(() => !this.blackhole && socket.writable && socket.write(bytes), this.delay);
+  #pass(lane, bytes) {
+    if (this.#isBlackhole) {
+      lane.held.push(Buffer.from(bytes));
+      return;
+    }
+    const now = performance.now();
+    // Never before what was sent earlier, also when the delay has become shorter meanwhile.
+    lane.free = Math.max(lane.free, now + this.delay);
+    if (lane.free <= now) lane.socket.write(bytes);
+    else setTimeout(() => lane.socket.writable && lane.socket.write(bytes), lane.free - now);
   }
 
   #rewritten(bytes) {
