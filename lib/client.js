@@ -128,13 +128,14 @@ class Client {
 /** MongoClient -> Client */
 const clients = new WeakMap();
 
-/** The client of a connection that is open, or has been and lost its server; undefined if there is none yet. */
-function clientOf(connection, mongo) {
+/** The client of a model's connection, which is open, or has been and lost its server; undefined if there is none yet. */
+function clientOf({ db: connection, collection, base }) {
   const mongoClient = connection.getClient();
   if (!mongoClient) return undefined;
   let client = clients.get(mongoClient);
-  if (!client && connection.readyState === CONNECTED) {
-    client = new Client(mongoClient, mongo);
+  // A server that went away is no reason to wait: Mongoose's own commands go to the driver then, which says so.
+  if (!client && (connection.readyState === CONNECTED || !collection.buffer)) {
+    client = new Client(mongoClient, base.mongo);
     clients.set(mongoClient, client);
   }
   return client;
@@ -159,7 +160,7 @@ function whenConnected(connection, then) {
 /** Resolves with the client once the connection is open, as Mongoose buffers its own operations. */
 function openClient(Model, operation) {
   const { db: connection, base, collection } = Model;
-  const client = clientOf(connection, base.mongo);
+  const client = clientOf(Model);
   if (client) return Promise.resolve(client);
   const name = `${collection.name}.${operation}()`;
   if (connection.$wasForceClosed) {
@@ -183,7 +184,7 @@ function openClient(Model, operation) {
       forget();
       clearTimeout(timer);
       try {
-        resolve(clientOf(connection, base.mongo));
+        resolve(clientOf(Model));
       } catch (error) {
         reject(error);
       }

@@ -127,7 +127,7 @@ class LockedModel {
 
   /** The native collection, at once if the client is there, else a promise of it. */
   open(operation) {
-    const client = clientOf(this.Model.db, this.mongo);
+    const client = clientOf(this.Model);
     if (client !== undefined && client === this.client) return this.collection;
     return client ? this.bind(client) : openClient(this.Model, operation).then((c) => this.bind(c));
   }

@@ -184,11 +184,18 @@ impl Collection {
         let work = async {
             let _turn = lease.turn().await;
             let released = self.release_held(&subject, &lease, &call).await?;
-            match released {
-                Some(_) => lease.set_standing(Standing::Released),
-                None => lease.lose(Reason::TakenOver),
+            if released.is_none() {
+                lease.lose(Reason::TakenOver);
             }
             Ok(released)
+        };
+        // Released is what the caller was told is released: one that was answered with an error stays fenced, even if it
+        // is applied late.
+        let answer = |released: Result<Option<Document>, Error>| {
+            if matches!(released, Ok(Some(_))) {
+                lease.set_standing(Standing::Released);
+            }
+            answer(released);
         };
         self.answer_in_time(&call, work, answer).await;
     }

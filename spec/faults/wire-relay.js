@@ -36,8 +36,8 @@ class WireRelay {
 
   constructor({ host = HOST, port }) {
     this.#target = { host, port };
-    /** @type {(command: object) => Fault | undefined} asked for each findAndModify, update and find */
-    this.judge = () => undefined;
+    /** @type {undefined | ((command: object) => Fault | undefined)} asked for each findAndModify, update and find */
+    this.judge = undefined;
     /** Milliseconds by which everything is late, in each direction. */
     this.delay = 0;
     /** Real address -> the address of its relay, for the hellos of a replica set. */
@@ -105,8 +105,8 @@ class WireRelay {
     const link = {
       client,
       server,
-      toServer: { socket: server, held: [], free: 0 },
-      toClient: { socket: client, held: [], free: 0 },
+      toServer: { socket: server, held: [], queue: [], free: 0 },
+      toClient: { socket: client, held: [], queue: [], free: 0 },
       pending: new Map(),
       isOneWay: false,
     };
@@ -134,7 +134,7 @@ class WireRelay {
   }
 
   #request(link, bytes) {
-    const command = commandIn(bytes);
+    const command = this.judge && commandIn(bytes);
     const fault = command && this.judge(command);
     if (fault === undefined) return this.#pass(link.toServer, bytes);
     const name = typeof fault === 'string' ? fault : Object.keys(fault)[0];
@@ -164,11 +164,18 @@ class WireRelay {
       lane.held.push(Buffer.from(bytes));
       return;
     }
+    if (this.delay === 0 && lane.queue.length === 0) {
+      lane.socket.write(bytes);
+      return;
+    }
     const now = performance.now();
     // Never before what was sent earlier, also when the delay has become shorter meanwhile.
     lane.free = Math.max(lane.free, now + this.delay);
-    if (lane.free <= now) lane.socket.write(bytes);
-    else setTimeout(() => lane.socket.writable && lane.socket.write(bytes), lane.free - now);
+    lane.queue.push(Buffer.from(bytes));
+    setTimeout(() => {
+      const first = lane.queue.shift();
+      if (lane.socket.writable) lane.socket.write(first);
+    }, lane.free - now);
   }
 
   #rewritten(bytes) {

@@ -238,13 +238,16 @@ class Server {
   async kill(signal = 'SIGKILL') {
     const child = this.#process;
     if (!child) return;
+    if (signal === 'SIGSTOP' || signal === 'SIGCONT') {
+      child.kill(signal);
+      return;
+    }
     // The starter's own view is settled by 'close', after which its `stop` has nothing left to end.
     const gone =
       child.exitCode === null && child.signalCode === null
         ? new Promise((resolve) => child.once('close', resolve))
         : undefined;
     child.kill(signal);
-    if (signal === 'SIGSTOP' || signal === 'SIGCONT') return;
     await gone;
     await this.#starter.stop({ doCleanup: false });
   }

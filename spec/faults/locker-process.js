@@ -1,0 +1,180 @@
+'use strict';
+/*
+ * A process of the fault suite: several lanes that lock, work on and release the documents that they are given, over and
+ * over, and write down what they did. It never judges; it goes on after every error. It runs this plugin, this plugin
+ * with one of its protections off, or the original package: what `protection` says.
+ */
+
+const { setTimeout: sleep } = require('node:timers/promises');
+const mongoose = require('../support/mongoose');
+const { Journal, moment } = require('./journal');
+const { Random } = require('./random');
+
+const setup = JSON.parse(process.env.LOCKER);
+const { protection, duration } = setup;
+const journal = new Journal(setup.journal);
+const random = new Random(setup.seed);
+const isOriginal = protection === 'original';
+let calls = 0;
+let stopping = false;
+/** Set by the nemesis: so many rounds keep the event loop busy while they hold. */
+let busyRounds = 0;
+
+function lockable() {
+  const schema = new mongoose.Schema(
+    { n: Number, last: String },
+    { collection: setup.collection, versionKey: false },
+  );
+  if (isOriginal) return schema.plugin(require('mongoose-lock-release-original'), 'Counted');
+  return schema.plugin(require('../..'), { fence: protection !== 'unfenced' });
+}
+
+/** One call of the user's kind: with a callback, and every answer is written down, should there be two. */
+function called(doc, verb, id, entry, outcome, ...args) {
+  return new Promise((resolve) => {
+    journal.write({ e: 'call', id, verb, ...entry, t: moment() });
+    doc[verb](...args, (error, answer) => {
+      const t = moment();
+      journal.write({ e: 'answer', id, t, ...(error ? failure(error) : outcome(answer)) });
+      resolve(error ? undefined : answer);
+    });
+  });
+}
+
+function failure(error) {
+  const name = error.codeName ?? error.code;
+  return { error: name === undefined ? error.name : `${error.name}/${name}` };
+}
+
+/** What a granted lock is; the original has neither lease nor token. */
+function granted(doc) {
+  if (!doc) return { outcome: 'refused' };
+  const { n, last, $lock } = doc;
+  if (isOriginal) return { outcome: 'granted', n, last };
+  const lease = String($lock.filter['lockedBy.lease']);
+  return { outcome: 'granted', n, last, lease, token: $lock.token, since: +$lock.since };
+}
+
+const released = (doc) => ({ outcome: doc ? 'released' : 'gone' });
+const extended = (doc) => ({ outcome: doc ? 'extended' : 'gone' });
+
+/** Adds one to the counter through save(): true if it was acknowledged. */
+async function add(doc, acquisition, step) {
+  calls += 1;
+  const id = `${setup.name}.${calls}`;
+  const writer = `${acquisition}/${step}`;
+  doc.n += 1;
+  doc.last = writer;
+  journal.write({ e: 'call', id, verb: 'save', acquisition, to: doc.n, writer, t: moment() });
+  try {
+    await doc.save();
+    journal.write({ e: 'answer', id, t: moment(), outcome: 'saved' });
+    return true;
+  } catch (error) {
+    const lost = error.code === 'ERR_LOCK_LOST';
+    journal.write({ e: 'answer', id, t: moment(), ...(lost ? { outcome: 'lost' } : failure(error)) });
+    return false;
+  }
+}
+
+/** How long the lock says of itself that it is held: a moment is noted before `held` is read, which is true or not. */
+class Belief {
+  #lock;
+
+  constructor(lock) {
+    this.#lock = lock;
+    this.look();
+  }
+
+  look() {
+    if (!this.#lock) return;
+    const at = moment();
+    if (!this.#lock.held) return;
+    this.from ??= at;
+    this.to = at;
+  }
+}
+
+async function hold(belief, ms) {
+  const end = moment() + ms;
+  while (moment() < end) {
+    await sleep(Math.min(10, ms));
+    belief.look();
+  }
+}
+
+/** What a process does that does not let go of its event loop. */
+function keepBusy(belief, ms) {
+  const end = moment() + ms;
+  let next = 0;
+  while (moment() < end) {
+    if (moment() < next) continue;
+    next = moment() + 5;
+    belief.look();
+  }
+}
+
+async function work(doc, id, belief) {
+  let saved = await add(doc, id, 1);
+  belief.look();
+  if (busyRounds > 0) {
+    busyRounds -= 1;
+    keepBusy(belief, 3 * duration);
+    saved = (await add(doc, id, 2)) && saved;
+  } else if (random.chance(setup.long)) {
+    // Some work takes about as long as the lock, and some longer.
+    await hold(belief, random.between(0, 1.6 * duration));
+    if (saved) await add(doc, id, 2);
+  }
+  belief.look();
+}
+
+async function round(Model, _id) {
+  const found = Model.hydrate({ _id });
+  calls += 1;
+  const id = `${setup.name}.${calls}`;
+  const doc = await called(found, 'lock', id, { doc: _id }, granted, duration);
+  if (!doc) return false;
+  const belief = new Belief(found.$lock);
+  await work(doc, id, belief);
+  if (!isOriginal && random.chance(0.05)) {
+    calls += 1;
+    await called(found, 'extend', `${setup.name}.${calls}`, { acquisition: id }, extended, duration);
+    belief.look();
+  }
+  if (belief.to !== undefined) {
+    journal.write({ e: 'held', acquisition: id, from: belief.from, to: belief.to });
+  }
+  calls += 1;
+  const releaser = protection === 'unowned' ? Model.hydrate({ _id }) : found;
+  await called(releaser, 'release', `${setup.name}.${calls}`, { acquisition: id }, released);
+  return true;
+}
+
+async function lane(Model) {
+  while (!stopping) {
+    const done = await round(Model, random.pick(setup.ids));
+    if (!done) await sleep(random.between(2, 40));
+  }
+}
+
+process.on('message', (message) => {
+  if (message === 'busy') busyRounds += 1;
+  if (message === 'stop') stopping = true;
+});
+
+async function main() {
+  const connection = await mongoose.createConnection(setup.uri, setup.options).asPromise();
+  const Model = connection.model('Counted', lockable(), undefined, { overwriteModels: true });
+  process.send('ready');
+  await Promise.all(Array.from({ length: setup.lanes }, () => lane(Model)));
+  await connection.close();
+  journal.write({ e: 'end' });
+  process.disconnect();
+}
+
+main().catch((error) => {
+  journal.write({ e: 'crash', message: `${error.name}: ${error.message}`, t: moment() });
+  console.error(error);
+  process.exit(1);
+});
