@@ -81,7 +81,7 @@ async fn connect(uri: &str, collection: String) -> Result<Shared> {
         locked: "locked".into(),
         by: "lockedBy".into(),
         label: format!("limit:{}", std::process::id()),
-        fields: doc! { "lockedBy": 0 },
+        fields: Document::new(),
         write_concern: doc! { "w": "majority" },
     };
     Ok(Shared { database, target, subjects })

@@ -134,7 +134,8 @@ function clientOf({ db: connection, collection, base }) {
   if (!mongoClient) return undefined;
   let client = clients.get(mongoClient);
   // A server that went away is no reason to wait: Mongoose's own commands go to the driver then, which says so.
-  if (!client && (connection.readyState === CONNECTED || !collection.buffer)) {
+  const hasOpened = !collection.buffer && !connection._closeCalled;
+  if (!client && (connection.readyState === CONNECTED || hasOpened)) {
     client = new Client(mongoClient, base.mongo);
     clients.set(mongoClient, client);
   }
@@ -165,6 +166,10 @@ function openClient(Model, operation) {
   const name = `${collection.name}.${operation}()`;
   if (connection.$wasForceClosed) {
     return Promise.reject(new base.Error('Connection was force closed'));
+  }
+  if (connection._closeCalled && !collection.buffer) {
+    const message = 'Client must be connected before running operations';
+    return Promise.reject(new base.mongo.MongoNotConnectedError(message));
   }
   if (!collection._shouldBufferCommands()) {
     return Promise.reject(

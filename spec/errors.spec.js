@@ -49,12 +49,15 @@ function calledBack(start) {
   );
 }
 
-/** What every error of a call must be like, whatever its class. */
+/** What every error of a call must be like, whatever its class: it names its caller, and tells no secret. */
 function assertWellMade(error) {
   assert.ok(error instanceof Error);
-  const [head, first] = error.stack.split('\n    at ');
-  assert.equal(head, `${error.name}: ${error.message}`);
-  assert.ok(first.includes(__filename), error.stack);
+  assert.ok(error.stack.startsWith(`${error.name}: ${error.message}\n    at `), error.stack);
+  assert.ok(error.stack.includes(__filename), error.stack);
+  // Of what was made from a native report, nothing else is of interest.
+  if (error instanceof MongoError) {
+    assert.ok(error.stack.split('\n    at ')[1].includes(__filename), error.stack);
+  }
   const text = `${error.message}\n${error.stack}\n${inspect(error, { depth: 10, showHidden: true })}`;
   for (const secret of SECRETS) assert.ok(!text.includes(secret), text);
 }
@@ -107,7 +110,8 @@ describe('errors', function () {
   });
 
   beforeEach(async function () {
-    connection = await open({ serverSelectionTimeoutMS: 2000 });
+    // A server in a fail point's hands does not say by itself that it is fine: the monitor has to look soon.
+    connection = await open({ serverSelectionTimeoutMS: 2000, heartbeatFrequencyMS: 500 });
     // The native client is connected before anything fails.
     await lockAndRelease(connection);
   });
@@ -140,10 +144,10 @@ describe('errors', function () {
 
       it(`are not seen: extended and released once, after ${name}`, async function () {
         const [doc] = await store();
-        const locked = await doc.lock(1000);
+        const locked = await doc.lock(60000);
         await fail({ times: 1 }, data);
         assert.ok(await locked.extend(LONG));
-        assert.ok(locked.$lock.remaining > 1000);
+        assert.ok(locked.$lock.remaining > 60000);
         await fail({ times: 1 }, data);
         assert.ok(await locked.release());
         await freed(doc);
@@ -183,8 +187,7 @@ describe('errors', function () {
       [2, 'BadValue'],
       [13, 'Unauthorized'],
       [112, 'WriteConflict'],
-      [121, 'DocumentValidationFailure'],
-      [8000, 'AtlasError'],
+      [26, 'NamespaceNotFound'],
     ]) {
       it(`come as MongoServerError, with code and name: ${codeName}`, async function () {
         const [doc] = await store();
@@ -208,7 +211,7 @@ describe('errors', function () {
 
     it('are like those of the driver for the same command', async function () {
       const [doc] = await store();
-      await fail('alwaysOn', { errorCode: 121, errorLabels: ['One'] });
+      await fail('alwaysOn', { errorCode: 26, errorLabels: ['One'] });
       const own = await failure(lockableOn(connection).findOneAndUpdate({}, { name: 'x' }));
       const error = await failure(doc.lock(LONG));
       assert.equal(error.constructor, own.constructor);
@@ -223,10 +226,10 @@ describe('errors', function () {
       await fail('alwaysOn', { errorCode: 2 });
       for (const error of [
         await failure(locked.extend(LONG)),
-        await failure(locked.release()),
         await calledBack((callback) => locked.extend(LONG, callback)),
+        await failure(locked.release()),
         await calledBack((callback) => locked.release(callback)),
-      ].filter(Boolean)) {
+      ]) {
         assert.ok(error instanceof MongoServerError, inspect(error));
         assert.equal(error.code, 2);
         assertWellMade(error);
@@ -312,10 +315,8 @@ describe('errors', function () {
       const [doc] = await store();
       const reading = await openAs('reader', 'reader-secret', ['read']);
       const seen = await lockableOn(reading).findById(doc._id);
-      for (const error of [
-        await failure(seen.lock(LONG)),
-        await failure(doc.constructor && seen.lock(1)),
-      ]) {
+      const another = await lockableOn(reading).findById(doc._id);
+      for (const error of [await failure(seen.lock(LONG)), await failure(another.release())]) {
         assert.ok(error instanceof MongoServerError, inspect(error));
         assert.equal(error.code, 13);
         assert.equal(error.codeName, 'Unauthorized');
