@@ -111,7 +111,8 @@ class Acquisition {
   #begin(trace, start) {
     const read = (bytes) => {
       const { doc, by } = this.model.read(bytes);
-      this.by = { ...this.by, until: by.until };
+      // A release does not bring it along.
+      if (by) this.by = { ...this.by, until: by.until };
       return doc;
     };
     return begin({ trace, mongo: this.model.mongo, read }, start);

@@ -89,7 +89,9 @@ function begin(call, start) {
   return new Promise((resolve, reject) => {
     lastCall = (lastCall + 1) >>> 0;
     const number = lastCall;
-    calls.set(number, { ...call, resolve, reject });
+    call.resolve = resolve;
+    call.reject = reject;
+    calls.set(number, call);
     try {
       start(number);
     } catch (error) {

@@ -169,10 +169,16 @@ function answer(promise, callback) {
   return undefined;
 }
 
+/** Enough to name the caller; each frame is a part of every call's price. */
+const FRAMES = 4;
+
 /** The caller's stack, to be read only if there is an error. */
 function traceOf(method) {
   const trace = {};
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = Math.min(FRAMES, stackTraceLimit);
   Error.captureStackTrace(trace, method);
+  Error.stackTraceLimit = stackTraceLimit;
   return trace;
 }
 

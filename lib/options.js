@@ -4,9 +4,6 @@
  */
 'use strict';
 
-const { createPrivateKey } = require('node:crypto');
-const { readFileSync } = require('node:fs');
-const { rootCertificates } = require('node:tls');
 const { unsupportedOption } = require('./errors');
 
 const MECHANISMS = ['DEFAULT', 'SCRAM-SHA-1', 'SCRAM-SHA-256', 'MONGODB-X509', 'PLAIN'];
@@ -42,6 +39,10 @@ const REFUSED = [
   'pskCallback',
   'ALPNProtocols',
   'SNICallback',
+  'ciphers',
+  'ecdhCurve',
+  'minDHSize',
+  'secureProtocol',
 ];
 
 function isSet(value) {
@@ -81,6 +82,8 @@ function pem(material) {
 
 /** The key as the Rust driver can read it, whatever form and passphrase Node took it in. */
 function privateKey({ key, passphrase }) {
+  // Required here, as below: most connections need neither, and loading them is most of what `require` would cost.
+  const { createPrivateKey } = require('node:crypto');
   const one = Array.isArray(key) ? key[0] : key;
   const { pem: material = one, passphrase: own = passphrase } = one?.pem ? one : {};
   return createPrivateKey({ key: material, format: 'pem', passphrase: own })
@@ -92,7 +95,8 @@ function privateKey({ key, passphrase }) {
 function authorities({ ca }) {
   if (ca !== undefined) return pem(ca);
   const extra = process.env.NODE_EXTRA_CA_CERTS;
-  return extra ? pem([...rootCertificates, readFileSync(extra)]) : undefined;
+  if (!extra) return undefined;
+  return pem([...require('node:tls').rootCertificates, require('node:fs').readFileSync(extra)]);
 }
 
 function tls(options) {

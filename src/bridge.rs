@@ -163,6 +163,16 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Answers with what a lock call came to.
+    pub fn locked(self, locked: Result<Option<Locked>, Error>) {
+        self.give(locked.map(|locked| locked.map_or(Outcome::Nothing, Outcome::Locked)));
+    }
+
+    /// Answers with a document, or nothing.
+    pub fn document(self, document: Result<Option<Document>, Error>) {
+        self.give(document.map(|document| document.map_or(Outcome::Nothing, Outcome::Document)));
+    }
+
     /// Answers.
     pub fn give(mut self, result: Result<Outcome, Error>) {
         self.given = true;

@@ -8,12 +8,11 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use bson::Document;
 use napi::bindgen_prelude::{Function, Uint8Array};
 use napi::{Env, Error as NapiError, Result, Status};
 use napi_derive::napi;
 
-use crate::bridge::{Batched, Bridge, Outcome};
+use crate::bridge::{Answer, Batched, Bridge};
 use crate::command::{Subject, Target};
 use crate::error::Error;
 use crate::keeper::Terms;
@@ -136,20 +135,15 @@ impl NativeCollection {
         duration_ms: i64,
         terms: Option<NativeTerms>,
     ) -> Result<()> {
-        let subject = read(subject)?;
         let terms = terms.map(|terms| Terms {
             duration_ms,
             max_hold: milliseconds(terms.max_hold),
             max_stall: milliseconds(terms.max_stall),
         });
-        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
-        runtime().map_err(thrown)?.spawn(async move {
-            let answer = |locked: std::result::Result<Option<_>, _>| {
-                answer.give(locked.map(|locked| locked.map_or(Outcome::Nothing, Outcome::Locked)));
-            };
+        self.start(env, call, subject, move |collection, subject, answer| async move {
+            let answer = |locked| answer.locked(locked);
             collection.lock(subject, duration_ms, terms, answer).await;
-        });
-        Ok(())
+        })
     }
 
     /// Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing.
@@ -161,20 +155,18 @@ impl NativeCollection {
         subject: &[u8],
         lease: Option<&NativeLease>,
     ) -> Result<()> {
-        let subject = read(subject)?;
         let lease = lease.map(|lease| Arc::clone(&lease.lease));
-        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
-        let answer = |document| answer.give(document_or_nothing(document));
-        if let Some(lease) = lease {
+        if let Some(lease) = &lease {
             // From here on the server may let others in: not held, before the answer comes.
             lease.set_standing(Standing::Releasing);
-            let work = async move { collection.release(subject, lease, answer).await };
-            runtime().map_err(thrown)?.spawn(work);
-        } else {
-            let work = async move { collection.release_any(subject, answer).await };
-            runtime().map_err(thrown)?.spawn(work);
         }
-        Ok(())
+        self.start(env, call, subject, move |collection, subject, answer| async move {
+            let answer = |document| answer.document(document);
+            match lease {
+                Some(lease) => collection.release(subject, lease, answer).await,
+                None => collection.release_any(subject, answer).await,
+            }
+        })
     }
 
     /// Prolongs what the lease holds; answers with the document, or nothing.
@@ -187,24 +179,41 @@ impl NativeCollection {
         lease: &NativeLease,
         duration_ms: i64,
     ) -> Result<()> {
-        let subject = read(subject)?;
         let lease = Arc::clone(&lease.lease);
-        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
-        let answer = |document| answer.give(document_or_nothing(document));
-        let work = async move { collection.extend(subject, lease, duration_ms, answer).await };
-        runtime().map_err(thrown)?.spawn(work);
-        Ok(())
+        self.start(env, call, subject, move |collection, subject, answer| async move {
+            let answer = |document| answer.document(document);
+            collection.extend(subject, lease, duration_ms, answer).await;
+        })
     }
 
     /// Asks the primary whether the lease is still the last; answers with `{ mine }`, or nothing.
     #[napi]
     pub fn inspect(&self, env: Env, call: u32, subject: &[u8], lease: &NativeLease) -> Result<()> {
-        let subject = read(subject)?;
         let lease = Arc::clone(&lease.lease);
-        let (answer, collection) = (self.bridge.begin(env, call), Arc::clone(&self.collection));
-        let answer = |document| answer.give(document_or_nothing(document));
-        let work = async move { collection.inspect(subject, lease, answer).await };
-        runtime().map_err(thrown)?.spawn(work);
+        self.start(env, call, subject, move |collection, subject, answer| async move {
+            collection.inspect(subject, lease, |found| answer.document(found)).await;
+        })
+    }
+}
+
+impl NativeCollection {
+    /// Starts a call. Even its subject is read on the runtime: the event loop has enough to do.
+    fn start<F: Future<Output = ()> + Send>(
+        &self,
+        env: Env,
+        call: u32,
+        subject: &[u8],
+        work: impl FnOnce(Arc<Collection>, Subject, Answer) -> F + Send + 'static,
+    ) -> Result<()> {
+        let runtime = runtime().map_err(thrown)?;
+        let (subject, collection) = (subject.to_vec(), Arc::clone(&self.collection));
+        let answer = self.bridge.begin(env, call);
+        runtime.spawn(async move {
+            match Subject::from_bson(&subject) {
+                Ok(subject) => work(collection, subject, answer).await,
+                Err(error) => answer.give(Err(error.into())),
+            }
+        });
         Ok(())
     }
 }
@@ -281,19 +290,9 @@ impl NativeLease {
     }
 }
 
-fn document_or_nothing(
-    document: std::result::Result<Option<Document>, Error>,
-) -> std::result::Result<Outcome, Error> {
-    document.map(|document| document.map_or(Outcome::Nothing, Outcome::Document))
-}
-
 /// A duration that may be infinite.
 fn milliseconds(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
-}
-
-fn read(subject: &[u8]) -> Result<Subject> {
-    bson::deserialize_from_slice(subject).map_err(|error| thrown(error.into()))
 }
 
 /// An error of a synchronous call; JavaScript has checked what users give, so these are configuration or defects.

@@ -55,6 +55,13 @@ pub struct State {
     lease: Bson,
 }
 
+impl Subject {
+    /// Reads a subject from the BSON that JavaScript sent.
+    pub fn from_bson(bytes: &[u8]) -> bson::error::Result<Self> {
+        bson::deserialize_from_slice(bytes)
+    }
+}
+
 impl Target {
     /// Locks the document if it is free, or if `lease` holds it already (a retry after a lost answer).
     ///
@@ -86,7 +93,7 @@ impl Target {
         };
         // `$mergeObjects` builds a new object; an object literal would be merged into what is stored.
         let set = doc! { &self.locked: until, &self.by: { "$mergeObjects": [holder] } };
-        self.find_and_modify(subject, filter, set, max_time_ms)
+        self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms)
     }
 
     /// Prolongs the lock that `hold` holds to at least `duration_ms` from now; never revives a lapsed one.
@@ -101,7 +108,7 @@ impl Target {
         filter.insert("$expr", self.still_held());
         let until = self.at_least(duration_ms);
         let set = doc! { &self.locked: until.clone(), format!("{}.until", self.by): until };
-        self.find_and_modify(subject, filter, set, max_time_ms)
+        self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms)
     }
 
     /// Releases the lock if `hold` was the last to take it; what another holds stays untouched.
@@ -109,7 +116,7 @@ impl Target {
         let mut filter = self.held_by(&subject.key, hold);
         filter.insert("$expr", self.untouched());
         let set = doc! { &self.locked: "$$NOW", format!("{}.until", self.by): "$$NOW" };
-        self.find_and_modify(subject, filter, set, max_time_ms)
+        self.find_and_modify(subject, filter, set, self.released_fields(), max_time_ms)
     }
 
     /// Releases whatever lock is in exactly the state that was read before, whoever holds it.
@@ -131,7 +138,7 @@ impl Target {
                 &by,
             ] },
         };
-        self.find_and_modify(subject, filter, set, max_time_ms)
+        self.find_and_modify(subject, filter, set, self.released_fields(), max_time_ms)
     }
 
     /// Prolongs all locks that the leases hold on the documents, as [`Target::extend`] does for one.
@@ -222,6 +229,7 @@ impl Target {
         subject: &Subject,
         filter: Document,
         mut set: Document,
+        fields: Document,
         max_time_ms: i64,
     ) -> Document {
         for (path, value) in &subject.set {
@@ -233,12 +241,19 @@ impl Target {
             "update": [{ "$set": set }],
             "new": true,
         };
-        if !self.fields.is_empty() {
-            command.insert("fields", self.fields.clone());
+        if !fields.is_empty() {
+            command.insert("fields", fields);
         }
         command.insert("writeConcern", self.write_concern.clone());
         command.insert("maxTimeMS", max_time_ms);
         command
+    }
+
+    /// Nobody needs the holder's record of what is released.
+    fn released_fields(&self) -> Document {
+        let mut fields = self.fields.clone();
+        fields.insert(&self.by, 0);
+        fields
     }
 
     fn update_all(
