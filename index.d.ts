@@ -2,12 +2,14 @@
  * The types of the package, written by hand. They say what index.js exports and what the plugin puts on documents;
  * nothing may stand here that the JavaScript does not do yet. The type tests in spec/types/ hold them to it.
  */
+/// <reference lib="esnext.disposable" />
 import type { Schema } from 'mongoose';
 
 export = lockReleasePlugin;
 
 /**
- * The plugin: gives every document of a schema `lock`, `release` and `extend`, so that only one process handles it.
+ * The plugin: gives every document of a schema `lock`, `release`, `extend` and `withLock`, so that only one process
+ * handles it.
  *
  * Adds the paths `locked` (a Date) and `lockedBy` (left out of queries) to the schema. Applying it twice is fine.
  *
@@ -32,26 +34,29 @@ declare namespace lockReleasePlugin {
   /** What `schema.plugin(lockRelease, options)` takes. */
   interface PluginOptions {
     /** The name of the model to lock through. Default: the document's own model. */
-    modelName?: string;
+    modelName?: string | undefined;
     /**
      * The name of the path that holds the time until which a document is locked. The path beside it that names the
      * holder is derived from it: `lockedBy` for `locked`, `busyBy` for `busy`. Default `'locked'`.
      */
-    path?: string;
+    path?: string | undefined;
     /** What is stored with a lock to tell a human who holds it. Default: host name and process id, `host:pid`. */
-    label?: string;
+    label?: string | undefined;
     /**
      * Whether `save()` of a document that holds a lock refuses to write once another has taken the lock.
      * Default `true`.
      */
-    fence?: boolean;
+    fence?: boolean | undefined;
     /**
      * How many members must have written a lock before it counts. Anything weaker than the default can be rolled
      * back by a failover, after which two may hold the same lock. Default `{ w: 'majority' }`.
      */
-    writeConcern?: WriteConcern;
-    /** How long the end of the process may wait for locks to be released, in milliseconds. Default 1000. */
-    exitTimeout?: number;
+    writeConcern?: WriteConcern | undefined;
+    /**
+     * How long the end of the process may wait for the release of the locks that are renewed, in milliseconds.
+     * Default 1000.
+     */
+    exitTimeout?: number | undefined;
   }
 
   /** A write concern, as MongoDB's drivers spell it. */
@@ -59,15 +64,26 @@ declare namespace lockReleasePlugin {
     /** The number of members that must have written, `'majority'`, or the name of a tag set. */
     w?: number | 'majority' | (string & {});
     /** Whether the write must have reached the journal. */
-    j?: boolean;
+    j?: boolean | undefined;
     /** How long the server waits for the members, in milliseconds; after that the call fails. */
-    wtimeoutMS?: number;
+    wtimeoutMS?: number | undefined;
   }
 
-  /**
-   * The options of one `lock` call. There are none yet: an unknown name is refused with `ERR_LOCK_ARGUMENT`.
-   */
-  type LockOptions = { [name: string]: never };
+  /** The options of one `lock` or `withLock` call. */
+  interface LockOptions {
+    /**
+     * Whether the lock is kept for as long as this process holds it, by a native thread, also while the event loop is
+     * blocked. Needs a duration of 100 ms or more. Default `false` for `lock`, `true` for `withLock`.
+     */
+    renew?: boolean | undefined;
+    /** Renewing stops after so many milliseconds. Default `Infinity`. */
+    maxHold?: number | undefined;
+    /**
+     * Renewing stops when the event loop has not turned for so many milliseconds, so that a process that hangs lets
+     * go. Default 60000.
+     */
+    maxStall?: number | undefined;
+  }
 
   /**
    * A Node callback: an error, or the document, or neither when the lock could not be had (or was not held any more).
@@ -97,14 +113,14 @@ declare namespace lockReleasePlugin {
      * transaction, `ERR_LOCK_UNSUPPORTED_OPTION` when the connection uses an option that cannot be carried over.
      * @throws (rejects) The MongoDB driver's own classes for what the server or the network says.
      */
-    lock<TDoc>(this: TDoc, duration: number, options?: LockOptions): Promise<TDoc | null>;
+    lock<TDoc>(this: TDoc, duration: number, options?: LockOptions | null): Promise<TDoc | null>;
     /** Locks the document and tells the callback; returns nothing. */
     lock<TDoc>(this: TDoc, duration: number, callback: Callback<TDoc>): void;
     /** Locks the document with options and tells the callback; returns nothing. */
     lock<TDoc>(
       this: TDoc,
       duration: number,
-      options: LockOptions | undefined,
+      options: LockOptions | null | undefined,
       callback: Callback<TDoc>,
     ): void;
 
@@ -133,8 +149,35 @@ declare namespace lockReleasePlugin {
     /** Extends the lock and tells the callback; returns nothing. */
     extend<TDoc>(this: TDoc, duration: number, callback: Callback<TDoc>): void;
 
-    /** The lock that this document holds or once held; undefined when it never locked. */
+    /**
+     * Locks the document, runs `fn`, and releases once `fn` has settled. The lock is renewed meanwhile, unless
+     * `options.renew` is `false`.
+     *
+     * @param duration - Milliseconds from the server's now, 100 or more when the lock is renewed; fractions round up.
+     * @param fn - The work; gets the fresh, locked document and its lock.
+     * @returns What `fn` returned.
+     * @throws (rejects) {@link LockError} `ERR_LOCK_UNAVAILABLE` when the document is locked by another or was deleted;
+     * `fn` is not called then.
+     * @throws (rejects) What `fn` throws, or as `lock` does.
+     */
+    withLock<TDoc, TResult>(
+      this: TDoc,
+      duration: number,
+      fn: (locked: TDoc, lock: Lock) => TResult | PromiseLike<TResult>,
+    ): Promise<TResult>;
+    /** The same with options. */
+    withLock<TDoc, TResult>(
+      this: TDoc,
+      duration: number,
+      options: LockOptions | null | undefined,
+      fn: (locked: TDoc, lock: Lock) => TResult | PromiseLike<TResult>,
+    ): Promise<TResult>;
+
+    /** The lock that this document holds or held last; undefined when it never held one. */
     readonly $lock: Lock | undefined;
+
+    /** Releases the lock that the document holds, at the end of the block of an `await using`. */
+    [Symbol.asyncDispose](): Promise<void>;
   }
 
   /** One acquisition of a document's lock, as its holder sees it. */
@@ -154,6 +197,8 @@ declare namespace lockReleasePlugin {
     readonly token: number;
     /** Who holds the lock, for humans; see {@link PluginOptions.label}. */
     readonly label: string;
+    /** Aborted, with a {@link LockError} `ERR_LOCK_LOST` as its reason, when the lock is lost; not by a release. */
+    readonly signal: AbortSignal;
     /**
      * A filter that matches the document only as long as nobody else has taken the lock, for updates that do not go
      * through `save()`. Another call gives another object.
@@ -180,8 +225,9 @@ declare namespace lockReleasePlugin {
   /**
    * Why a {@link LockError} was made.
    *
-   * - `ERR_LOCK_NOT_STORED`: the document was never saved.
+   * - `ERR_LOCK_NOT_STORED`: the document was never saved, or was loaded without its `_id`.
    * - `ERR_LOCK_SUBDOCUMENT`: a subdocument has no lock of its own; lock its top-level document.
+   * - `ERR_LOCK_UNAVAILABLE`: `withLock` did not get the lock.
    * - `ERR_LOCK_LOST`: the lock lapsed or was taken by another; nothing was written.
    * - `ERR_LOCK_IN_TRANSACTION`: the document's session is in a transaction; lock outside of it.
    * - `ERR_LOCK_UNSUPPORTED_OPTION`: the connection uses an option that cannot be carried over; the message names it.
@@ -189,6 +235,7 @@ declare namespace lockReleasePlugin {
   type LockErrorCode =
     | 'ERR_LOCK_NOT_STORED'
     | 'ERR_LOCK_SUBDOCUMENT'
+    | 'ERR_LOCK_UNAVAILABLE'
     | 'ERR_LOCK_LOST'
     | 'ERR_LOCK_IN_TRANSACTION'
     | 'ERR_LOCK_UNSUPPORTED_OPTION';

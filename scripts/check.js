@@ -25,7 +25,7 @@ function run(program, args, env = {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, {
       cwd: ROOT,
-      env: { ...process.env, ...env },
+      env: { ...process.env, ...(!process.stdout.isTTY && { NO_COLOR: '1' }), ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
       // A group of its own, so that what the program started can be ended with it.
       detached: true,

@@ -17,6 +17,8 @@ const {
 } = require('./platform.js');
 
 const ROOT = path.join(__dirname, '..');
+/** Whether this is the copy that somebody's project uses, and not a clone. */
+const IS_DEPENDENCY = ROOT.split(path.sep).includes('node_modules');
 const INSTALL_RUST = 'install Rust from https://rustup.rs, then run npm install again';
 
 /** Something that the user can put right; `lines` say what and how. */
@@ -153,9 +155,8 @@ async function build(binary) {
 
   // A clone keeps its target folder for the next build; a dependency must leave nothing behind. Not in the temporary
   // folder of the machine: that is often small, or nothing may be executed there, as build scripts must.
-  const isDependency = ROOT.split(path.sep).includes('node_modules');
   const targetIsGiven = env.CARGO_TARGET_DIR || env.CARGO_BUILD_TARGET_DIR;
-  const ownTarget = isDependency && !targetIsGiven && path.join(ROOT, `target-${process.pid}`);
+  const ownTarget = IS_DEPENDENCY && !targetIsGiven && path.join(ROOT, `target-${process.pid}`);
   if (ownTarget) env.CARGO_TARGET_DIR = ownTarget;
 
   say(`building from source for ${host}, which takes a few minutes`);
@@ -194,6 +195,8 @@ async function install() {
     say('no binary was looked for or built: MONGOOSE_LOCK_RELEASE_SKIP_BUILD is 1');
     return;
   }
+  // Installed from git, npm first installs a clone of its own, to pack what is installed in the end. No binary is packed.
+  if (process.env._PACOTE_NO_PREPARE_ && !IS_DEPENDENCY) return;
   const triple = platformTriple();
   if (triple === undefined) {
     throw new MissingPart(`There is no binary for ${process.platform} on ${process.arch}.`);

@@ -173,11 +173,11 @@ describe('outage', function () {
     it('times out as Mongoose buffers, on a connection that never opened', async function () {
       const connection = mongoose.createConnection(`mongodb://${HOST}:${await deadPort()}/app`, {
         serverSelectionTimeoutMS: 500,
-        bufferTimeoutMS: 500,
       });
       opened.push(connection);
       const refused = outcome(connection.asPromise());
-      const doc = lockableOn(connection).hydrate({ _id: new mongoose.Types.ObjectId() });
+      const Lockable = lockableOn(connection, { bufferTimeoutMS: 500 });
+      const doc = Lockable.hydrate({ _id: new mongoose.Types.ObjectId() });
 
       const { error } = await outcome(doc.lock(LONG));
       assert.ok(error instanceof mongoose.Error, inspect(error));

@@ -62,6 +62,7 @@ export function explain(error: unknown): string {
   switch (error.code) {
     case 'ERR_LOCK_NOT_STORED':
     case 'ERR_LOCK_SUBDOCUMENT':
+    case 'ERR_LOCK_UNAVAILABLE':
     case 'ERR_LOCK_LOST':
     case 'ERR_LOCK_IN_TRANSACTION':
     case 'ERR_LOCK_UNSUPPORTED_OPTION':

@@ -56,6 +56,31 @@ export function billWithCallbacks(done: (error?: Error | null) => void): void {
   invoice.release(done);
 }
 
+export async function renewed(): Promise<void> {
+  const invoice = await Invoice.findOne().orFail();
+  await invoice.lock(10_000, { renew: true, maxHold: 60_000, maxStall: Infinity });
+  await using held = await invoice.lock(10_000, { renew: true });
+  expectSame<typeof held, typeof invoice | null>(true);
+
+  const total = await invoice.withLock(10_000, async (locked, lock) => {
+    expectSame<typeof locked, typeof invoice>(true);
+    expectSame<typeof lock, lockRelease.Lock>(true);
+    expectSame<typeof lock.signal, AbortSignal>(true);
+    return locked.total ?? 0;
+  });
+  expectSame<typeof total, number>(true);
+  const customer = await invoice.withLock(10_000, { renew: false }, (locked) => locked.customer);
+  expectSame<typeof customer, string>(true);
+  // @ts-expect-error: the work is missing
+  await invoice.withLock(10_000);
+  // @ts-expect-error: the work is no string
+  await invoice.withLock(10_000, {}, 'work');
+  // @ts-expect-error: an option that does not exist
+  await invoice.withLock(10_000, { patience: 5 }, () => {});
+  // @ts-expect-error: renewed or not
+  await invoice.lock(10_000, { renew: 'always' });
+}
+
 export async function refusals(): Promise<void> {
   const invoice = new Invoice({ customer: 'ada' });
   // @ts-expect-error: the duration is missing
