@@ -4,8 +4,8 @@
  */
 'use strict';
 
-const { NativeBridge, NativeClient } = require('../binding');
 const { fromReport, withStack } = require('./errors');
+const { NativeBridge, NativeClient } = require('./native');
 const { connectionOptions } = require('./options');
 
 const CONNECTED = 1;

@@ -319,6 +319,8 @@ describe('The package', function () {
     it('works, and leaves nothing of the build behind', async function () {
       const target = targetForBuild(this);
       const project = makeProject();
+      // A project that is a Rust workspace must not claim the package for a member.
+      fs.writeFileSync(path.join(project, 'Cargo.toml'), '[workspace]\n');
       const { code, output } = await npmInstall(project, [tarball, mongooseRelease('9')], {
         CARGO_TARGET_DIR: target,
       });
