@@ -52,8 +52,8 @@ export declare class NativeLease {
   get remaining(): number
   /** Whether a release of ours has been confirmed. */
   get released(): boolean
-  /** Whether it is held, its deadline apart: neither released, nor being released, nor lost. */
-  get standing(): boolean
+  /** Whether a release of ours was sent: what becomes of it then is no loss. */
+  get letGo(): boolean
   /** Why the lock is lost, or will be when its deadline passes. */
   get reason(): string
   /** Has the bridge tell a loss, under this number, as soon as the server says that the lock is lost. */

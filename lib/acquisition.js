@@ -65,8 +65,7 @@ class Acquisition {
   #awaitDeadline() {
     const { remaining } = this.lease;
     if (remaining === 0) {
-      // What is being released is not lost.
-      if (this.lease.standing) this.onLoss();
+      if (!this.lease.letGo) this.onLoss();
       return;
     }
     const acquisition = new WeakRef(this);

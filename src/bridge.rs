@@ -3,7 +3,7 @@
 //! Native threads append to one batch; the first of a batch wakes the event loop, which takes all that has gathered in
 //! one call. The threadsafe function is weak, so an idle addon does not keep the process alive; a call in flight does.
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,9 +62,8 @@ struct Shared {
     batch: Mutex<Batch>,
     in_flight: AtomicU32,
     function: AtomicPtr<sys::napi_threadsafe_function__>,
-    /// When the event loop last took a batch, and whether it has been asked for a sign of life since.
-    turned: Mutex<Option<Moment>>,
-    asked: AtomicBool,
+    /// Since when the event loop has been asked for a sign of life and has not given it.
+    asked: Mutex<Option<Moment>>,
 }
 
 /// The way back to one environment's event loop.
@@ -120,12 +119,12 @@ impl Bridge {
 
 impl Pulse for Bridge {
     fn stalled_for(&self, now: Moment) -> Duration {
-        let mut turned = self.shared.turned.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = *turned.get_or_insert(now);
-        if self.shared.asked.swap(true, Ordering::AcqRel) {
-            return now.since(last);
+        let mut asked = self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(since) = *asked {
+            return now.since(since);
         }
-        // It has answered the last time, so it turned then at the earliest; ask again.
+        *asked = Some(now);
+        drop(asked);
         self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
         Duration::ZERO
     }
@@ -133,8 +132,7 @@ impl Pulse for Bridge {
 
 impl Shared {
     fn take(&self, env: Env) -> Batched {
-        *self.turned.lock().unwrap_or_else(PoisonError::into_inner) = Some(Moment::now());
-        self.asked.store(false, Ordering::Release);
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let batch = {
             let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *batch)

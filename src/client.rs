@@ -253,10 +253,10 @@ impl NativeLease {
         self.lease.standing() == Standing::Released
     }
 
-    /// Whether it is held, its deadline apart: neither released, nor being released, nor lost.
+    /// Whether a release of ours was sent: what becomes of it then is no loss.
     #[napi(getter)]
-    pub fn standing(&self) -> bool {
-        self.lease.standing() == Standing::Held
+    pub fn let_go(&self) -> bool {
+        matches!(self.lease.standing(), Standing::Releasing | Standing::Released)
     }
 
     /// Why the lock is lost, or will be when its deadline passes.

@@ -1,7 +1,7 @@
 //! Renews the locks that are held, in batches, and notices those that are lost.
 //!
-//! The locks of one collection that have one duration are a group, with a task of its own that lives as long as the
-//! group has members. It renews each lock at about a third of its duration, whatever the event loop does, and lets a lock
+//! The locks of one collection that are kept on the same terms are a group, with a task of its own that lives as long
+//! as the group has members. It renews each lock at about a third of its duration, whatever the event loop does, and lets a lock
 //! lapse that is held for too long, or by a process that hangs. It keeps nothing and nobody alive.
 
 use std::collections::HashMap;
@@ -25,12 +25,12 @@ const SHORTEST_TICK: Duration = Duration::from_millis(10);
 
 /// Tells whether the event loop of the locks' holder still turns.
 pub trait Pulse: Send + Sync {
-    /// How long it has not turned; zero while it does. Asks it to give a sign of life.
+    /// How long it has not answered; zero while it does. Asks it to give a sign of life unless it is being asked.
     fn stalled_for(&self, now: Moment) -> Duration;
 }
 
 /// How long a lock is to be renewed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// The lock's duration.
     pub duration_ms: i64,
@@ -49,12 +49,14 @@ struct Kept {
     terms: Terms,
 }
 
-/// The locks of one collection that are being kept, by duration.
+/// The locks of one collection that are being kept, by their terms.
 pub struct Keeper {
     database: Database,
     target: Target,
     pulse: Arc<dyn Pulse>,
-    groups: Mutex<HashMap<i64, Vec<Kept>>>,
+    groups: Mutex<HashMap<Terms, Vec<Kept>>>,
+    /// Held while all is being released: whoever comes second waits for it.
+    releasing: tokio::sync::Mutex<()>,
     /// Itself, for the tasks: they end with it.
     this: Weak<Keeper>,
 }
@@ -67,28 +69,31 @@ impl Keeper {
             target,
             pulse,
             groups: Mutex::default(),
+            releasing: tokio::sync::Mutex::default(),
             this: Weak::clone(this),
         })
     }
 
     /// Keeps a lock until it is released, lost, or not wanted any more. On the runtime only.
     pub fn keep(&self, key: Document, lease: Arc<Lease>, terms: Terms) {
-        let duration_ms = terms.duration_ms;
+        // So that the first look finds an answer, or its absence.
+        self.pulse.stalled_for(Moment::now());
         let id = key.get("_id").cloned().unwrap_or(Bson::Null);
         let kept = Kept { id, key, lease, terms };
         let is_first = {
             let mut groups = self.groups();
-            let group = groups.entry(duration_ms).or_default();
+            let group = groups.entry(terms).or_default();
             group.push(kept);
             group.len() == 1
         };
         if is_first {
-            tokio::spawn(Self::tend(Weak::clone(&self.this), duration_ms));
+            tokio::spawn(Self::tend(Weak::clone(&self.this), terms));
         }
     }
 
     /// Releases all that is kept, in batches; what is being released by its holder already is left to that.
     pub async fn release_all(&self) {
+        let _one = self.releasing.lock().await;
         let kept: Vec<_> = std::mem::take(&mut *self.groups()).into_values().flatten().collect();
         let holds: Vec<_> = kept
             .into_iter()
@@ -105,33 +110,29 @@ impl Keeper {
         }
     }
 
-    fn groups(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Vec<Kept>>> {
+    fn groups(&self) -> std::sync::MutexGuard<'_, HashMap<Terms, Vec<Kept>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks after one group until it is empty.
-    async fn tend(keeper: Weak<Self>, duration_ms: i64) {
-        let third = Duration::from_millis(u64::try_from(duration_ms).unwrap_or(0)) / 3;
-        let mut tick = third;
+    async fn tend(keeper: Weak<Self>, terms: Terms) {
         loop {
-            sleep(tick).await;
+            sleep(terms.tick()).await;
             let Some(keeper) = keeper.upgrade() else { return };
             let now = Moment::now();
             let stalled = keeper.pulse.stalled_for(now);
             let mut due = Vec::new();
             {
                 let mut groups = keeper.groups();
-                let Some(group) = groups.get_mut(&duration_ms) else { return };
+                let Some(group) = groups.get_mut(&terms) else { return };
                 group.retain(|kept| kept.is_kept(now));
                 if group.is_empty() {
-                    groups.remove(&duration_ms);
+                    groups.remove(&terms);
                     return;
                 }
-                tick = third;
                 for kept in group.iter() {
-                    tick = tick.min(kept.terms.max_stall / 2).max(SHORTEST_TICK);
                     // Whoever has the turn renews it, prolongs it or releases it just now.
-                    if kept.is_due(now, stalled, third)
+                    if kept.is_due(now, stalled)
                         && let Some(turn) = kept.lease.try_turn()
                     {
                         due.push((kept.clone(), turn));
@@ -141,7 +142,7 @@ impl Keeper {
             while !due.is_empty() {
                 let rest = due.split_off(due.len().min(BATCH));
                 let batch = std::mem::replace(&mut due, rest);
-                tokio::spawn(Arc::clone(&keeper).renew(batch, duration_ms));
+                tokio::spawn(Arc::clone(&keeper).renew(batch, terms.duration_ms));
             }
         }
     }
@@ -166,7 +167,7 @@ impl Keeper {
                 for (kept, loss) in batch.iter().zip(losses) {
                     match loss {
                         Some(reason) => kept.lease.lose(reason),
-                        None => kept.lease.prolong(sent.deadline(duration_ms)),
+                        None => kept.renewed(sent),
                     }
                 }
             }
@@ -219,11 +220,7 @@ impl Keeper {
             let (keeper, asked) = (Arc::clone(&self), kept.clone());
             let renewing = tokio::spawn(async move { keeper.renew_one(&asked).await });
             match timeout(patience, renewing).await {
-                Ok(Ok(Ok(None))) => {
-                    kept.lease.set_reason(Reason::Expired);
-                    kept.lease.prolong(sent.deadline(duration_ms));
-                    return;
-                }
+                Ok(Ok(Ok(None))) => return kept.renewed(sent),
                 Ok(Ok(Ok(Some(reason)))) => return kept.lease.lose(reason),
                 _ => sleep(patience / 2).await,
             }
@@ -264,7 +261,7 @@ impl Kept {
         if !self.is_kept(now) {
             return false;
         }
-        let stalled = stalled >= self.terms.max_stall;
+        let stalled = stalled >= self.terms.stall_limit();
         let too_long = now.since(self.lease.began()) >= self.terms.max_hold;
         if stalled || too_long {
             self.lease.set_reason(if too_long { Reason::MaxHold } else { Reason::MaxStall });
@@ -273,9 +270,33 @@ impl Kept {
     }
 
     /// Whether a third of its duration has passed since it was last renewed.
-    fn is_due(&self, now: Moment, stalled: Duration, third: Duration) -> bool {
+    fn is_due(&self, now: Moment, stalled: Duration) -> bool {
+        let third = self.terms.third();
         // The tick is a third too: without the slack a lock would often be a hair too young, and wait for two.
         self.is_wanted(now, stalled) && self.lease.deadline().since(now) <= third * 2 + third / 4
+    }
+
+    /// Notes that it was renewed by a command that was sent at that moment.
+    fn renewed(&self, sent: Moment) {
+        self.lease.set_reason(Reason::Expired);
+        self.lease.prolong(sent.deadline(self.terms.duration_ms));
+    }
+}
+
+impl Terms {
+    fn third(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.duration_ms).unwrap_or(0)) / 3
+    }
+
+    /// How often a group's task looks at its locks, and asks for a sign of life.
+    fn tick(&self) -> Duration {
+        self.third().min(self.max_stall / 10).max(SHORTEST_TICK)
+    }
+
+    /// After so long without an answer no lock is renewed. A hang may begin a tick before it is asked about: with that
+    /// tick taken off, the last renewal is never later than `max_stall` after the hang began.
+    fn stall_limit(&self) -> Duration {
+        self.max_stall.saturating_sub(self.max_stall / 10)
     }
 }
 
@@ -357,10 +378,24 @@ mod tests {
     #[test]
     fn a_lock_is_due_after_a_third_of_its_duration() {
         let (kept, began) = kept(Duration::MAX);
-        let third = Duration::from_secs(1);
-        assert!(!kept.is_due(began, Duration::ZERO, third));
-        assert!(kept.is_due(began.plus_ms(1000), Duration::ZERO, third));
-        assert!(!kept.is_due(began.plus_ms(3000), Duration::ZERO, third), "never revived");
+        assert!(!kept.is_due(began, Duration::ZERO));
+        assert!(kept.is_due(began.plus_ms(1000), Duration::ZERO));
+        assert!(!kept.is_due(began.plus_ms(3000), Duration::ZERO), "never revived");
+    }
+
+    #[test]
+    fn a_hang_is_looked_for_often_enough_to_be_found_in_time() {
+        let terms = |duration_ms, max_stall| Terms {
+            duration_ms,
+            max_hold: Duration::MAX,
+            max_stall: Duration::from_millis(max_stall),
+        };
+        assert_eq!(terms(3000, 60_000).tick(), Duration::from_secs(1));
+        let long = terms(300_000, 1000);
+        assert_eq!(long.tick(), Duration::from_millis(100));
+        assert!(long.stall_limit() + long.tick() <= long.max_stall);
+        let endless = Terms { max_stall: Duration::MAX, ..long };
+        assert!(endless.stall_limit() > Duration::from_secs(u64::MAX / 2));
     }
 
     #[test]
