@@ -130,7 +130,8 @@ async function withLock(doc, settings, trace, duration, options, fn) {
   } catch (error) {
     await releaseUnlessDone(acquisition, trace).catch((failure) => {
       // What fn says is what the caller has to know; the release is told only where there is room.
-      if (error instanceof Error && error.cause === undefined) error.cause = failure;
+      if (!(error instanceof Error) || error.cause !== undefined) return;
+      Reflect.defineProperty(error, 'cause', { value: failure, configurable: true, writable: true });
     });
     throw error;
   }

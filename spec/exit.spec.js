@@ -195,6 +195,19 @@ describe('the end of a holder', function () {
         assert.deepEqual(await held.scene.ended, { code: 0, signal: null });
         await assertReleased(held);
       });
+
+      it(`by disconnect() over a slow network in a process that ${title} right after it, too`, async function () {
+        const relay = await WireRelay.start(await server.primary());
+        try {
+          const held = await holder(ending, { renewed: 3, uri: relay.uriFor('lock_release_exit') });
+          // The process itself waits a while before it disconnects.
+          relay.delay = 100;
+          assert.deepEqual(await held.scene.ended, { code: 0, signal: null });
+          await assertReleased(held);
+        } finally {
+          await relay.stop();
+        }
+      });
     }
 
     it('of several connections releases its own locks alone', async function () {

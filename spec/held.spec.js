@@ -397,7 +397,6 @@ describe('a lock that is renewed', function () {
         const args = { id: doc._id, duration: 1000, options, gapMs: 900 };
         const scene = play('freeze', args);
         await scene.next();
-        await pause(500);
         scene.signal('SIGSTOP');
         assert.ok((await contend(doc, 20)).at);
         await pause(1000);

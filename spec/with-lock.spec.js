@@ -78,8 +78,7 @@ describe('work under a lock', function () {
     assert.equal(await doc.withLock(LONG, () => 1), 1);
     assert.equal(await doc.withLock(LONG, {}, () => 2), 2);
     assert.equal(await doc.withLock(LONG, null, () => undefined), undefined);
-    const then = { then: (resolve) => resolve(3) };
-    assert.equal(await doc.withLock(LONG, { maxHold: LONG, maxStall: LONG }, () => then), 3);
+    assert.equal(await doc.withLock(LONG, { maxHold: LONG, maxStall: LONG }, () => Promise.resolve(3)), 3);
     assert.ok(!(await isLocked(doc)));
   });
 
@@ -196,11 +195,13 @@ describe('work under a lock', function () {
         () => Promise.reject(thrown),
       ]) {
         const doc = await create();
-        const outcome = await doc.withLock(LONG, work).then(
-          () => assert.fail('it resolved'),
-          (error) => ({ error }),
-        );
-        assert.equal(outcome.error, thrown);
+        let caught = 'nothing';
+        try {
+          await doc.withLock(LONG, work);
+        } catch (error) {
+          caught = error;
+        }
+        assert.equal(caught, thrown);
         assert.equal(thrown?.cause, undefined);
         assert.ok(!(await isLocked(doc)));
       }
@@ -215,9 +216,11 @@ describe('work under a lock', function () {
           relay.blackhole = true;
           throw error;
         });
-        const outcome = await work.catch((caught) => caught);
+        await assert.rejects(work, (outcome) => {
+          assert.equal(outcome, error);
+          return true;
+        });
         relay.blackhole = false;
-        assert.equal(outcome, error);
         return error;
       };
       const { cause } = await fail(new Error('the work went wrong'));

@@ -55,7 +55,8 @@ class Report {
       takeovers: takeovers(acquisitions),
       refusals,
       errors,
-      overlaps: count('overlap'),
+      // A number that two wrote is an update lost, by two who held at one moment.
+      overlaps: count('overlap') + count('double'),
       regressions: count('regression'),
       lost: count('lost') + count('double') + count('phantom'),
       stuck: count('stuck'),

@@ -16,6 +16,8 @@ const journal = new Journal(setup.journal);
 const random = new Random(setup.seed);
 const isOriginal = protection === 'original';
 let calls = 0;
+/** Acquisitions that the parent was not told of yet. */
+let untold = 0;
 let stopping = false;
 /** Set by the nemesis: so many rounds keep the event loop busy while they hold. */
 let busyRounds = 0;
@@ -142,6 +144,7 @@ async function round(Model, _id) {
   const id = `${setup.name}.${calls}`;
   const doc = await called(found, 'lock', id, { doc: _id }, granted, duration);
   if (!doc) return false;
+  untold += 1;
   const belief = new Belief(found.$lock);
   await work(doc, id, belief);
   if (!isOriginal && random.chance(0.05)) {
@@ -177,11 +180,18 @@ process.on('message', (message) => {
   if (message === 'stop') stopping = true;
 });
 
+function tell() {
+  if (process.connected) process.send(untold);
+  untold = 0;
+}
+
 async function main() {
   const connection = await mongoose.createConnection(setup.uri, setup.options).asPromise();
   const Model = connection.model('Counted', lockable());
   process.send('ready');
+  setInterval(tell, 500).unref();
   await Promise.all(Array.from({ length: setup.lanes }, () => lane(Model)));
+  tell();
   await connection.close();
   journal.write({ e: 'end' });
   process.disconnect();

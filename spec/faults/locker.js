@@ -34,6 +34,8 @@ class Locker {
     this.directory = own.directory;
     this.random = own.random;
     this.killed = killed;
+    /** About how many locks it was granted. */
+    this.acquisitions = 0;
   }
 
   get isStopped() {
@@ -63,6 +65,9 @@ class Locker {
         ...this.#clock,
         LOCKER: JSON.stringify(setup),
       },
+    });
+    this.#child.on('message', (message) => {
+      if (typeof message === 'number') this.acquisitions += message;
     });
     // A process that is killed while it is told something is none of our concern.
     this.#child.on('error', () => {});

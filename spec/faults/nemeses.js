@@ -5,7 +5,6 @@
  */
 
 const { setTimeout: sleep } = require('node:timers/promises');
-const { moment } = require('./journal');
 
 /**
  * @typedef {object} Field what a nemesis strikes
@@ -16,10 +15,10 @@ const { moment } = require('./journal');
  */
 
 /** Strikes again and again with pauses in between, which are `pace` times as long as usual. */
-async function repeat(hit, field, random, { until, pace }, low, high) {
+async function repeat(hit, field, random, { isOver, pace }, low, high) {
   for (;;) {
     await sleep(pace * random.between(low, high));
-    if (moment() >= until) return;
+    if (isOver()) return;
     await hit(field, random);
   }
 }
@@ -175,13 +174,12 @@ const CONTROLS = {
   original: { title: 'the original package', protection: 'original', strikes: ['stop'] },
 };
 
-/** Lets a nemesis strike until a moment; resolves when everything is whole again. */
-async function strike({ strikes }, field, random, until) {
+/** Lets a nemesis strike until it is over; resolves when everything is whole again. */
+async function strike({ strikes }, field, random, isOver) {
   // Many at once strike less often each, or nothing would get done.
   const pace = strikes.length > 1 ? 3 : 1;
-  await Promise.all(strikes.map((name) => STRIKES[name](field, random.fork(), { until, pace })));
-  const rest = until - moment();
-  if (rest > 0) await sleep(rest);
+  await Promise.all(strikes.map((name) => STRIKES[name](field, random.fork(), { isOver, pace })));
+  while (!isOver()) await sleep(100);
   for (const relay of field.relays) {
     relay.judge = undefined;
     relay.delay = 0;

@@ -18,7 +18,7 @@ const { Random } = require('./random');
 const { WireRelay } = require('./wire-relay');
 
 const PROCESSES = 8;
-const DOCUMENTS = 8;
+const DOCUMENTS = 10;
 const LANES = 3;
 /** Of each lock. Short, so that losing one is an everyday event. */
 const DURATION_MS = 400;
@@ -35,10 +35,11 @@ const running = new Set();
  * @param {object} plan.deployment a replica set of our own
  * @param {object} plan.nemesis one of NEMESES or CONTROLS
  * @param {number} plan.seconds for how long the nemesis strikes
+ * @param {number} [plan.acquisitions] it goes on until there are so many, for five times as long at most
  * @param {number} plan.seed
  * @returns the checker's report
  */
-async function runTrial({ deployment, nemesis, seconds, seed }) {
+async function runTrial({ deployment, nemesis, seconds, acquisitions = 0, seed }) {
   number += 1;
   const random = new Random(seed);
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'mongoose-lock-release-faults-'));
@@ -46,7 +47,7 @@ async function runTrial({ deployment, nemesis, seconds, seed }) {
   running.add(trial);
   try {
     await trial.begin();
-    await trial.strike(seconds);
+    await trial.strike(1000 * seconds, acquisitions);
     return await trial.judge();
   } finally {
     await trial.end();
@@ -95,7 +96,7 @@ class Trial {
       lanes: LANES,
       duration: DURATION_MS,
       // How often the work takes its time.
-      long: 0.05,
+      long: 0.04,
     };
     this.#lockers = Array.from({ length: PROCESSES }, (_, index) => {
       const own = {
@@ -113,14 +114,20 @@ class Trial {
     this.#watching = this.#watch();
   }
 
-  async strike(seconds) {
+  async strike(ms, wanted) {
     const field = {
       lockers: this.#lockers,
       relays: this.#relays,
       deployment: this.#deployment,
       duration: DURATION_MS,
     };
-    await strike(this.#nemesis, field, this.#random.fork(), moment() + 1000 * seconds);
+    const begin = moment();
+    const isOver = () => {
+      const passed = moment() - begin;
+      const acquired = this.#lockers.reduce((sum, locker) => sum + locker.acquisitions, 0);
+      return passed >= ms && (acquired >= wanted || passed >= 5 * ms);
+    };
+    await strike(this.#nemesis, field, this.#random.fork(), isOver);
   }
 
   async judge() {
