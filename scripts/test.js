@@ -16,7 +16,7 @@ const VERSIONS = ['6', '7', '8', '9'];
 const NEWEST = VERSIONS.at(-1);
 const TOPOLOGIES = ['replicaSet', 'single'];
 /** Specs of the folder spec/, or of a folder in it, that older versions of Mongoose have to pass as well. */
-const EVERY_VERSION = /^spec\/(connection|parity)\b.*\.spec\.js$/;
+const EVERY_VERSION = /^spec\/(connection|parity|fence)\b.*\.spec\.js$/;
 
 /** How long a process may take to end by itself after its last test. */
 const EXIT_MS = 60_000;

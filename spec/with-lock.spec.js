@@ -78,7 +78,10 @@ describe('work under a lock', function () {
     assert.equal(await doc.withLock(LONG, () => 1), 1);
     assert.equal(await doc.withLock(LONG, {}, () => 2), 2);
     assert.equal(await doc.withLock(LONG, null, () => undefined), undefined);
-    assert.equal(await doc.withLock(LONG, { maxHold: LONG, maxStall: LONG }, () => Promise.resolve(3)), 3);
+    assert.equal(
+      await doc.withLock(LONG, { maxHold: LONG, maxStall: LONG }, () => Promise.resolve(3)),
+      3,
+    );
     assert.ok(!(await isLocked(doc)));
   });
 
