@@ -131,7 +131,11 @@ async function withLock(doc, settings, trace, duration, options, fn) {
     await releaseUnlessDone(acquisition, trace).catch((failure) => {
       // What fn says is what the caller has to know; the release is told only where there is room.
       if (!(error instanceof Error) || error.cause !== undefined) return;
-      Reflect.defineProperty(error, 'cause', { value: failure, configurable: true, writable: true });
+      Reflect.defineProperty(error, 'cause', {
+        value: failure,
+        configurable: true,
+        writable: true,
+      });
     });
     throw error;
   }

@@ -16,6 +16,8 @@ const mongoose = require('./support/mongoose');
 const LONG = 600_000;
 
 describe('the end of a holder', function () {
+  this.timeout(120_000);
+
   let server;
   let uri;
   let connection;

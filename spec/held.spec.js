@@ -17,6 +17,9 @@ const LONG = 600_000;
 const RENEW = { renew: true };
 
 describe('a lock that is renewed', function () {
+  // Busy machines: nothing here is measured by it.
+  this.timeout(120_000);
+
   let server;
   let uri;
   let connection;
@@ -117,12 +120,12 @@ describe('a lock that is renewed', function () {
 
     it('for as long as it is asked for, and without renew for its duration alone', async function () {
       const [kept, plain] = [await create(), await create()];
-      const locked = await kept.lock(300, RENEW);
-      const other = await plain.lock(300);
-      await pause(1500);
+      const locked = await kept.lock(1500, RENEW);
+      const other = await plain.lock(1500);
+      await pause(4000);
       assert.deepEqual([locked.$lock.held, other.$lock.held], [true, false]);
       assert.ok(!(await isFree(kept)) && (await isFree(plain)));
-      assert.ok(locked.$lock.remaining <= 300 && locked.$lock.remaining > 0);
+      assert.ok(locked.$lock.remaining <= 1500 && locked.$lock.remaining > 0);
       assert.ok(await locked.release());
       assert.ok(await isFree(kept));
     });
@@ -131,7 +134,7 @@ describe('a lock that is renewed', function () {
       await Promise.all(
         ['6', '7', '8', '9'].map(async (version) => {
           const doc = await create();
-          const args = { id: doc._id, duration: 700 };
+          const args = { id: doc._id, duration: 1500 };
           const scene = play('everything', args, { mongoose: version });
           const { result, lost, last } = await scene.next();
           assert.deepEqual(result, { held: true, name: 'handled', isFenced: true });
@@ -157,8 +160,8 @@ describe('a lock that is renewed', function () {
       await Any.collection.insertMany(ids.map((_id) => ({ _id, name: 'any' })));
       const docs = await Any.find();
       assert.equal(docs.length, ids.length);
-      const locked = await Promise.all(docs.map((doc) => doc.lock(500, RENEW)));
-      await pause(1500);
+      const locked = await Promise.all(docs.map((doc) => doc.lock(1500, RENEW)));
+      await pause(3500);
       assert.deepEqual(
         locked.filter((doc) => !doc.$lock.held).map((doc) => doc._id),
         [],
@@ -178,8 +181,8 @@ describe('a lock that is renewed', function () {
         await Sharded.create({ name: 'order', region: 'north' }),
         await Special.create({ name: 'order', extra: 1 }),
       ];
-      const locked = await Promise.all(docs.map((doc) => doc.lock(400, RENEW)));
-      await pause(1200);
+      const locked = await Promise.all(docs.map((doc) => doc.lock(1500, RENEW)));
+      await pause(3500);
       for (const doc of locked) {
         assert.ok(doc.$lock.held);
         assert.ok(await doc.release());
@@ -203,9 +206,9 @@ describe('a lock that is renewed', function () {
 
     it('without a trace in what the schema keeps of changes: updatedAt stays', async function () {
       const doc = await create();
-      const locked = await doc.lock(300, RENEW);
+      const locked = await doc.lock(1500, RENEW);
       const { updatedAt, locked: until } = await stored(doc);
-      await pause(900);
+      await pause(2500);
       const later = await stored(doc);
       assert.ok(later.locked > until, 'it has been renewed');
       assert.equal(later.locked.getTime(), later.lockedBy.until.getTime());
@@ -217,13 +220,13 @@ describe('a lock that is renewed', function () {
       // A single server has no transactions.
       if (server.kind === 'single') return;
       const docs = await Order.create(Array.from({ length: 6 }, () => ({ name: 'order' })));
-      const [written, ...others] = await Promise.all(docs.map((doc) => doc.lock(1500, RENEW)));
+      const [written, ...others] = await Promise.all(docs.map((doc) => doc.lock(3000, RENEW)));
       const session = await connection.startSession();
       try {
         session.startTransaction();
         const { _id } = written;
         await Order.collection.updateOne({ _id }, { $set: { name: 'open' } }, { session });
-        await pause(4500);
+        await pause(8000);
         assert.deepEqual(
           others.map((doc) => doc.$lock.held),
           others.map(() => true),
@@ -259,7 +262,7 @@ describe('a lock that is renewed', function () {
     it('when nobody can ask about it any more; a signal that is in use keeps it', async function () {
       const docs = [await create(), await create()];
       const ids = docs.map((doc) => doc._id);
-      const args = { ids, duration: 800 };
+      const args = { ids, duration: 1500 };
       const scene = play('forget', args, { execArgv: ['--expose-gc'] });
       const [forgotten, watched] = docs;
       await scene.next();
@@ -298,7 +301,7 @@ describe('a lock that is renewed', function () {
 
     it('to another says so, and leaves the lock of the other alone', async function () {
       const doc = await create();
-      const locked = await doc.lock(600, RENEW);
+      const locked = await doc.lock(2000, RENEW);
       const told = watch(locked);
       await Order.collection.updateOne({ _id: doc._id }, { $set: { locked: new Date(0) } });
       const other = await again(doc);
@@ -310,24 +313,24 @@ describe('a lock that is renewed', function () {
 
     it('with its document says so', async function () {
       const doc = await create();
-      const locked = await doc.lock(600, RENEW);
+      const locked = await doc.lock(2000, RENEW);
       const told = watch(locked);
       await Order.deleteOne({ _id: doc._id });
       await assertLost(locked, told, /document deleted/);
     });
 
     it('by maxHold says so, after its last duration is over', async function () {
-      const locked = await (await create()).lock(600, { ...RENEW, maxHold: 900 });
+      const locked = await (await create()).lock(1200, { ...RENEW, maxHold: 1500 });
       const begun = performance.now();
       const told = watch(locked);
       await assertLost(locked, told, /maxHold/);
-      assert.ok(performance.now() - begun > 900, 'it was renewed until then');
+      assert.ok(performance.now() - begun > 1500, 'it was renewed until then');
     });
 
     it('by maxStall says so once the event loop turns again', async function () {
-      const locked = await (await create()).lock(600, { ...RENEW, maxStall: 700 });
+      const locked = await (await create()).lock(1200, { ...RENEW, maxStall: 1400 });
       const told = watch(locked);
-      const end = performance.now() + 3000;
+      const end = performance.now() + 5000;
       while (performance.now() < end);
       assert.equal(locked.$lock.held, false);
       await assertLost(locked, told, /maxStall/);
@@ -340,7 +343,7 @@ describe('a lock that is renewed', function () {
 
     it('to a network that swallows everything is known at the deadline, not before', async function () {
       await throughRelay(async (Model, relay) => {
-        const locked = await (await create(Model)).lock(1500, RENEW);
+        const locked = await (await create(Model)).lock(3000, RENEW);
         const told = watch(locked);
         await pause(800);
         relay.blackhole = true;
@@ -381,7 +384,7 @@ describe('a lock that is renewed', function () {
     });
 
     it('tells so to who asks for the signal afterwards, too', async function () {
-      const deleted = await (await create()).lock(600, RENEW);
+      const deleted = await (await create()).lock(3000, RENEW);
       const expired = await (await create()).lock(50);
       await Order.deleteOne({ _id: deleted._id });
       while (deleted.$lock.held || expired.$lock.held) await pause(5);
@@ -410,7 +413,7 @@ describe('a lock that is renewed', function () {
 
     it('with nobody listening ends no process and rejects nothing', async function () {
       const docs = await Order.create(Array.from({ length: 4 }, () => ({ name: 'order' })));
-      const scene = play('loseUnheard', { ids: docs.map((doc) => doc._id), duration: 500 });
+      const scene = play('loseUnheard', { ids: docs.map((doc) => doc._id), duration: 1500 });
       const said = await scene.next();
       const reasons = said.map(({ reason }) => /is lost: (.*)/.exec(reason)?.[1]);
       assert.deepEqual(reasons, ['taken over', 'document deleted', 'maxHold', 'expired']);
@@ -423,13 +426,12 @@ describe('a lock that is renewed', function () {
     it('however release, extend and renewals meet: thousands of rounds under delays', async function () {
       await throughRelay(async (Model, relay) => {
         const docs = await Model.create(Array.from({ length: 40 }, () => ({ name: 'race' })));
-        const end = performance.now() + 15_000;
         let rounds = 0;
         const jitter = setInterval(() => {
           relay.delay = Math.random() < 0.5 ? 0 : Math.random() * 12;
         }, 3);
         const lane = async (doc) => {
-          while (performance.now() < end) {
+          while (rounds < 2000) {
             const locked = await doc.lock(100 + Math.random() * 60, RENEW);
             if (!locked) continue;
             // About where the first renewal is on its way.
@@ -453,16 +455,15 @@ describe('a lock that is renewed', function () {
         assert.equal(await countLocked(docs), 0);
         await pause(500);
         assert.equal(await countLocked(docs), 0, 'nothing has been revived');
-        assert.ok(rounds > 1000, `${rounds} rounds`);
       });
     });
 
     it('and can be extended beyond its duration until then', async function () {
       const doc = await create();
-      const locked = await doc.lock(300, RENEW);
-      assert.ok(await locked.extend(5000));
-      assert.ok(locked.$lock.remaining > 4000);
-      const calls = [locked.extend(100), locked.release(), locked.extend(6000), locked.release()];
+      const locked = await doc.lock(1500, RENEW);
+      assert.ok(await locked.extend(30_000));
+      assert.ok(locked.$lock.remaining > 20_000);
+      const calls = [locked.extend(100), locked.release(), locked.extend(60_000), locked.release()];
       const [first, released, second] = await Promise.all(calls);
       assert.ok(first === null || first.locked > released.locked);
       assert.ok(released);

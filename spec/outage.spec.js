@@ -125,7 +125,8 @@ describe('outage', function () {
       // What the lock is measured by: a command of Mongoose's own at the same moment.
       const own = await outcome(lockableOn(connection).findOne());
       const { error } = await outcome(doc.lock(LONG));
-      assert.ok(own.error instanceof MongoServerSelectionError, inspect(own.error));
+      // Mongoose 6 and 7 give the errors of their own queries a class of their own, after the driver's.
+      assert.match(own.error.name, /^(Mongo|Mongoose)ServerSelectionError$/);
       assert.ok(error instanceof MongoServerSelectionError, inspect(error));
       assert.equal(error.name, 'MongoServerSelectionError');
       assertDriversError(error);

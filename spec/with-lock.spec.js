@@ -15,6 +15,8 @@ const { LockError } = lockRelease;
 const LONG = 600_000;
 
 describe('work under a lock', function () {
+  this.timeout(120_000);
+
   let server;
   let connection;
   let Order;
@@ -88,10 +90,10 @@ describe('work under a lock', function () {
   it('renews by itself, and not when it is told not to', async function () {
     const [kept, plain] = [await create(), await create()];
     const work = async (_locked, lock) => {
-      await pause(900);
+      await pause(4000);
       return lock.held;
     };
-    const results = [kept.withLock(300, work), plain.withLock(300, { renew: false }, work)];
+    const results = [kept.withLock(1500, work), plain.withLock(1500, { renew: false }, work)];
     assert.deepEqual(await Promise.all(results), [true, false]);
   });
 
@@ -250,7 +252,7 @@ describe('work under a lock', function () {
   it('is told when the lock is lost, and does not free the lock of the one who has it then', async function () {
     const doc = await create();
     let other;
-    const result = await doc.withLock(300, async (locked, lock) => {
+    const result = await doc.withLock(2000, async (locked, lock) => {
       await Order.collection.updateOne({ _id: doc._id }, { $set: { locked: new Date(0) } });
       other = await (await again(doc)).lock(LONG);
       await new Promise((resolve) => lock.signal.addEventListener('abort', resolve));
@@ -288,8 +290,8 @@ describe('work under a lock', function () {
     const docs = await Order.create(Array.from({ length: 50 }, (_, n) => ({ name: 'side', n })));
     const numbers = await Promise.all(
       docs.map((doc) =>
-        doc.withLock(500, async (locked, lock) => {
-          await pause(800);
+        doc.withLock(1500, async (locked, lock) => {
+          await pause(2500);
           lock.assertHeld();
           return locked.n;
         }),
@@ -319,7 +321,7 @@ describe('work under a lock', function () {
       while (done < 60) {
         const own = await again(doc);
         await own
-          .withLock(1000, async (locked) => {
+          .withLock(10_000, async (locked) => {
             inside += 1;
             assert.equal(inside, 1);
             locked.n += 1;

@@ -5,12 +5,13 @@
 //! lapse that is held for too long, or by a process that hangs. It keeps nothing and nobody alive.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bson::{Bson, Document, oid::ObjectId};
 use mongodb::Database;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use crate::command::{Subject, Target};
@@ -20,6 +21,8 @@ use crate::store::run;
 
 /// The most locks in one command.
 const BATCH: usize = 1000;
+/// Into how many parts a batch is divided that one of its documents blocks: three steps lead to single locks.
+const PARTS: usize = 32;
 /// A group's task looks at its locks at least this far apart.
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 
@@ -49,12 +52,26 @@ struct Kept {
     terms: Terms,
 }
 
+/// One lock that is to be renewed now; no other command about it is sent meanwhile.
+struct Due {
+    kept: Kept,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Due {
+    fn kept(&self) -> Kept {
+        self.kept.clone()
+    }
+}
+
 /// The locks of one collection that are being kept, by their terms.
 pub struct Keeper {
     database: Database,
     target: Target,
     pulse: Arc<dyn Pulse>,
     groups: Mutex<HashMap<Terms, Vec<Kept>>>,
+    /// Bounds what is on its way at once: renewals that fail must not pile up.
+    places: Arc<Semaphore>,
     /// Held while all is being released: whoever comes second waits for it.
     releasing: tokio::sync::Mutex<()>,
     /// Itself, for the tasks: they end with it.
@@ -63,12 +80,19 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper that keeps nothing yet. Its commands go by `database`, whose client is not the callers' own.
-    pub fn new(database: Database, target: Target, pulse: Arc<dyn Pulse>) -> Arc<Self> {
+    /// No more of them are on their way at once than there are `places`.
+    pub fn new(
+        database: Database,
+        target: Target,
+        pulse: Arc<dyn Pulse>,
+        places: Arc<Semaphore>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             database,
             target,
             pulse,
             groups: Mutex::default(),
+            places,
             releasing: tokio::sync::Mutex::default(),
             this: Weak::clone(this),
         })
@@ -135,58 +159,79 @@ impl Keeper {
                     if kept.is_due(now, stalled)
                         && let Some(turn) = kept.lease.try_turn()
                     {
-                        due.push((kept.clone(), turn));
+                        due.push(Due { kept: kept.clone(), _turn: turn });
                     }
                 }
             }
-            while !due.is_empty() {
-                let rest = due.split_off(due.len().min(BATCH));
-                let batch = std::mem::replace(&mut due, rest);
-                tokio::spawn(Arc::clone(&keeper).renew(batch, terms.duration_ms));
+            for batch in split(due, BATCH) {
+                tokio::spawn(Arc::clone(&keeper).renew(batch));
             }
         }
     }
 
-    /// Renews a batch; what the batch's failure leaves open, one by one.
-    async fn renew(self: Arc<Self>, batch: Vec<(Kept, OwnedMutexGuard<()>)>, duration_ms: i64) {
-        let sent = Moment::now();
-        let patience = patience(duration_ms);
-        let (batch, turns): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let keeper = Arc::clone(&self);
-        let asked = batch.clone();
-        // In a task of its own: the driver's futures must not be dropped half-way, and a network that swallows
-        // everything must not hold us up.
-        let renewing = tokio::spawn(async move { keeper.renew_batch(&asked, duration_ms).await });
-        let outcome = match timeout(patience, renewing).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Error::Internal("a renewal ended without an outcome")),
-            Err(_) => Err(Error::TimedOut { after_ms: patience.as_millis() }),
-        };
-        match outcome {
-            Ok(losses) => {
-                for (kept, loss) in batch.iter().zip(losses) {
-                    match loss {
-                        Some(reason) => kept.lease.lose(reason),
-                        None => kept.renewed(sent),
+    /// Renews a batch of locks on the same terms. Sends it again while that may help, and in parts when one of its
+    /// documents blocks it. (Boxed, since it calls itself.)
+    fn renew(self: Arc<Self>, mut batch: Vec<Due>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            loop {
+                batch.retain(|due| self.is_wanted(&due.kept));
+                let Some(first) = batch.first() else { return };
+                let terms = first.kept.terms;
+                let patience = terms.patience();
+                // A place first, then the clock: what waits here is not sent, and is not late because of it.
+                let left = first.kept.lease.deadline().since(Moment::now());
+                let Ok(Ok(place)) = timeout(left, Arc::clone(&self.places).acquire_owned()).await
+                else {
+                    note_unreachable(&batch);
+                    return;
+                };
+                let sent = Moment::now();
+                let (keeper, asked) = (Arc::clone(&self), batch.iter().map(Due::kept).collect());
+                // In a task of its own: the driver's futures must not be dropped half-way, and a network that swallows
+                // everything must not hold us up. It keeps its place until it has really ended.
+                let attempt = tokio::spawn(async move {
+                    let _place = place;
+                    keeper.ask(asked).await
+                });
+                match timeout(patience + patience / 4, attempt).await {
+                    Ok(Ok(Ok(losses))) => {
+                        for (Due { kept, .. }, loss) in batch.iter().zip(losses) {
+                            match loss {
+                                Some(reason) => kept.lease.lose(reason),
+                                None => kept.renewed(sent),
+                            }
+                        }
+                        return;
+                    }
+                    Ok(Ok(Err(error))) if batch.len() > 1 && !may_pass(&error) => {
+                        let size = batch.len().div_ceil(PARTS);
+                        for part in split(batch, size) {
+                            tokio::spawn(Arc::clone(&self).renew(part));
+                        }
+                        return;
+                    }
+                    _ => {
+                        note_unreachable(&batch);
+                        sleep(patience / 2).await;
                     }
                 }
             }
-            Err(_) => {
-                for (kept, turn) in batch.into_iter().zip(turns) {
-                    tokio::spawn(Arc::clone(&self).renew_alone(kept, turn));
-                }
-            }
+        })
+    }
+
+    /// Asks the server to renew the locks; tells for each why it is lost, or nothing when it has been renewed.
+    async fn ask(&self, batch: Vec<Kept>) -> Result<Vec<Option<Reason>>, Error> {
+        match batch.as_slice() {
+            [kept] => Ok(vec![self.renew_one(kept).await?]),
+            batch => self.renew_batch(batch).await,
         }
     }
 
     /// Tells for each of the batch why it is lost, or nothing when it has been renewed.
-    async fn renew_batch(
-        &self,
-        batch: &[Kept],
-        duration_ms: i64,
-    ) -> Result<Vec<Option<Reason>>, Error> {
+    async fn renew_batch(&self, batch: &[Kept]) -> Result<Vec<Option<Reason>>, Error> {
+        let Some(terms) = batch.first().map(|kept| kept.terms) else { return Ok(Vec::new()) };
         let holds: Vec<_> = batch.iter().map(Kept::hold).collect();
-        let ms = milliseconds(patience(duration_ms));
+        let (duration_ms, ms) = (terms.duration_ms, milliseconds(terms.patience()));
         let reply = run(&self.database, &self.target.renew_all(&holds, duration_ms, ms)).await?;
         let matched =
             reply.get_i32("n").map_or_else(|_| reply.get_i64("n").unwrap_or(0), i64::from);
@@ -210,23 +255,6 @@ impl Keeper {
         Ok(holds.iter().map(|(id, lease)| loss(&found, id, *lease)).collect())
     }
 
-    /// Renews one lock until it is renewed, lost, or past its deadline.
-    async fn renew_alone(self: Arc<Self>, kept: Kept, _turn: OwnedMutexGuard<()>) {
-        let duration_ms = kept.terms.duration_ms;
-        let patience = patience(duration_ms);
-        while self.is_wanted(&kept) {
-            kept.lease.set_reason(Reason::Unreachable);
-            let sent = Moment::now();
-            let (keeper, asked) = (Arc::clone(&self), kept.clone());
-            let renewing = tokio::spawn(async move { keeper.renew_one(&asked).await });
-            match timeout(patience, renewing).await {
-                Ok(Ok(Ok(None))) => return kept.renewed(sent),
-                Ok(Ok(Ok(Some(reason)))) => return kept.lease.lose(reason),
-                _ => sleep(patience / 2).await,
-            }
-        }
-    }
-
     fn is_wanted(&self, kept: &Kept) -> bool {
         let now = Moment::now();
         kept.is_wanted(now, self.pulse.stalled_for(now))
@@ -235,7 +263,7 @@ impl Keeper {
     /// Tells why the lock is lost, or nothing when it has been renewed.
     async fn renew_one(&self, kept: &Kept) -> Result<Option<Reason>, Error> {
         let subject = Subject { key: kept.key.clone(), set: Document::new() };
-        let ms = milliseconds(patience(kept.terms.duration_ms));
+        let ms = milliseconds(kept.terms.patience());
         let command = self.target.extend(&subject, kept.lease.hold(), kept.terms.duration_ms, ms);
         let reply = run(&self.database, &command).await?;
         if reply.get_document("value").is_ok() {
@@ -288,6 +316,12 @@ impl Terms {
         Duration::from_millis(u64::try_from(self.duration_ms).unwrap_or(0)) / 3
     }
 
+    /// How long one attempt to renew may take on the server: one document that is written in a user's open transaction
+    /// blocks its batch. Three attempts, each with a part of the one before, fit between a third and the deadline.
+    fn patience(&self) -> Duration {
+        (self.third() / 2).max(SHORTEST_TICK)
+    }
+
     /// How often a group's task looks at its locks, and asks for a sign of life.
     fn tick(&self) -> Duration {
         self.third().min(self.max_stall / 10).max(SHORTEST_TICK)
@@ -300,9 +334,25 @@ impl Terms {
     }
 }
 
-/// How long one attempt to renew may take: a batch can be blocked by one document in a user's open transaction.
-fn patience(duration_ms: i64) -> Duration {
-    Duration::from_millis(u64::try_from(duration_ms / 6).unwrap_or(0).max(10))
+fn note_unreachable(batch: &[Due]) {
+    for due in batch {
+        due.kept.lease.set_reason(Reason::Unreachable);
+    }
+}
+
+/// Whether the very same command may succeed a little later; if not, one of its documents may be to blame.
+fn may_pass(error: &Error) -> bool {
+    error.is_passing() || error.is_server_selection()
+}
+
+/// The batch in parts of at most this size.
+fn split(mut batch: Vec<Due>, size: usize) -> Vec<Vec<Due>> {
+    let mut parts = Vec::new();
+    while !batch.is_empty() {
+        let rest = batch.split_off(batch.len().min(size.max(1)));
+        parts.push(std::mem::replace(&mut batch, rest));
+    }
+    parts
 }
 
 fn milliseconds(duration: Duration) -> i64 {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, oid::ObjectId};
 use mongodb::{Client, Database};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::command::{Hold, Subject, Target};
@@ -22,6 +22,8 @@ use crate::options::ConnectionOptions;
 
 /// How long calls in flight may still take once their client is being closed.
 const GRACE: Duration = Duration::from_secs(1);
+/// A little less than the connections of the keepers' client.
+const PLACES: usize = 4;
 /// The driver's own time-outs are let through first: they say more than ours.
 const SLACK: Duration = Duration::from_millis(200);
 /// The first pause before a command is sent again, and the longest; both are shortened at random.
@@ -40,6 +42,8 @@ pub struct Store {
     /// The small client of the keepers, made with the first.
     aside: OnceLock<Result<Client, Error>>,
     keepers: Mutex<Vec<Arc<Keeper>>>,
+    /// How many commands of the keepers may be on their way at once.
+    places: Arc<Semaphore>,
 }
 
 impl Store {
@@ -57,6 +61,7 @@ impl Store {
             pulse,
             aside: OnceLock::new(),
             keepers: Mutex::default(),
+            places: Arc::new(Semaphore::new(PLACES)),
         }))
     }
 
@@ -78,7 +83,8 @@ impl Store {
     fn keeper(&self, database: &str, target: &Target) -> Result<Arc<Keeper>, Error> {
         let aside = self.aside.get_or_init(|| self.options.clone().aside().connect());
         let database = aside.as_ref().map_err(Clone::clone)?.database(database);
-        let keeper = Keeper::new(database, target.clone(), Arc::clone(&self.pulse));
+        let (pulse, places) = (Arc::clone(&self.pulse), Arc::clone(&self.places));
+        let keeper = Keeper::new(database, target.clone(), pulse, places);
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&keeper));
         Ok(keeper)
     }
