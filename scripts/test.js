@@ -21,7 +21,7 @@ const EVERY_VERSION = /^spec\/(connection|parity|fence)\b.*\.spec\.js$/;
 /** How long a process may take to end by itself after its last test. */
 const EXIT_MS = 60_000;
 /** How long one run may take in all: a blocked event loop cannot time its own tests out. */
-const RUN_MS = 20 * 60_000;
+const RUN_MS = 40 * 60_000;
 const POLL_MS = 200;
 
 /** Splits the command line into the files that narrow the runs and the options that go to mocha. */
