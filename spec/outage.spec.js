@@ -6,6 +6,7 @@
 
 const assert = require('node:assert/strict');
 const { once } = require('node:events');
+const fs = require('node:fs');
 const net = require('node:net');
 const { inspect } = require('node:util');
 const mongoose = require('./support/mongoose');
@@ -42,6 +43,22 @@ async function deadPort() {
   server.close();
   await once(server, 'close');
   return port;
+}
+
+/** Stops a process, and waits until none of its threads runs any more: they stop one by one. */
+async function freeze(pid) {
+  process.kill(pid, 'SIGSTOP');
+  const tasks = `/proc/${pid}/task`;
+  if (!fs.existsSync(tasks)) return pause(500);
+  const isStopped = (task) => {
+    try {
+      return /^State:\s+T/m.test(fs.readFileSync(`${tasks}/${task}/status`, 'utf8'));
+    } catch {
+      // It ended between the two calls: look again.
+      return false;
+    }
+  };
+  return until('the server is frozen', () => fs.readdirSync(tasks).every(isStopped));
 }
 
 /** How a call ends, with no rejection left over: `{ doc }` or `{ error }`. */
@@ -259,7 +276,7 @@ describe('outage', function () {
         const warm = await Promise.all(docs.map((doc) => doc.lock(LONG)));
         await Promise.all(warm.map((doc) => doc.release()));
 
-        process.kill(member.pid, 'SIGSTOP');
+        await freeze(member.pid);
         const outcomes = await Promise.all(docs.map((doc) => outcome(doc.lock(LONG))));
         // Still frozen: whatever is known now was not the server's answer.
         for (const { error } of outcomes) assertDriversError(error);
@@ -284,7 +301,7 @@ describe('outage', function () {
       const docs = await stored(connection, 5);
       await lockAndRelease(connection);
 
-      process.kill(member.pid, 'SIGSTOP');
+      await freeze(member.pid);
       const calls = Promise.all(docs.map((doc) => outcome(doc.lock(LONG))));
       // Let them reach the sockets.
       await pause(200);
@@ -300,7 +317,7 @@ describe('outage', function () {
       const [doc] = await stored(connection, 1);
       const locked = await doc.lock(LONG);
 
-      process.kill(member.pid, 'SIGSTOP');
+      await freeze(member.pid);
       const { error } = await outcome(locked.release());
       assertDriversError(error);
       assert.equal(locked.$lock.held, false);

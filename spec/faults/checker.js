@@ -100,18 +100,26 @@ function readAcquisitions(calls, journals) {
   const acquisitions = new Map();
   for (const call of calls.values()) {
     if (call.verb === 'lock' && call.answer?.outcome === 'granted') {
-      acquisitions.set(call.id, { ...call.answer, doc: call.doc, prolonged: call.answer.t });
+      const { doc, renew, answer } = call;
+      acquisitions.set(call.id, { ...answer, doc, renew, prolonged: answer.t });
     }
   }
   for (const { acquisition: id, verb, answer, t } of calls.values()) {
     const acquisition = acquisitions.get(id);
     if (verb === 'release' && answer?.outcome === 'released') acquisition.releasedAt = answer.t;
+    if (verb === 'release') acquisition.stopsAt = t;
     if (verb === 'extend') acquisition.prolonged = answer?.t ?? t;
     if (verb === 'extend' && (!answer || answer.error)) acquisition.isOpen = true;
   }
   for (const { entries } of journals) {
-    for (const { e, acquisition, from, to } of entries) {
+    const last = entries.findLast(({ t }) => t !== undefined)?.t;
+    for (const { e, id, acquisition, from, to } of entries) {
       if (e === 'held') acquisitions.get(acquisition).held = { from, to };
+      const renewed = e === 'answer' && acquisitions.get(id);
+      if (!renewed?.renew) continue;
+      // Renewed up to its release, or to the end of its process; the last one may come in late.
+      renewed.prolonged = renewed.stopsAt ?? last;
+      renewed.isOpen = true;
     }
   }
   return acquisitions;

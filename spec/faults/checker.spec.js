@@ -143,6 +143,28 @@ describe('the checker of the fault suite', function () {
       assert.deepEqual(judge([a, b], { n: 0 }, { journals, killed }).violations, []);
     });
 
+    it('locks that are renewed up to their release, or to the end of a killed process', function () {
+      for (const isKilled of [true, false]) {
+        const [a, b, clock] = begin();
+        const first = a.lock(1, 1, 0);
+        a.entries[0].renew = true;
+        const { lease } = a.entries[1];
+        clock.time = 9000;
+        a.refused(2);
+        if (!isKilled) a.release(first);
+        const journals = [{ name: 'a.jsonl', entries: a.entries }, b.end()];
+        const killed = new Set(['a.jsonl']);
+        const see = (from) => [
+          { from, documents: [{ _id: 1, n: 0, isLocked: true, lease, token: 1 }] },
+        ];
+        const judged = (from) =>
+          judge([a, b], { n: 0 }, { journals, killed, sightings: see(from) });
+        assert.deepEqual(kinds(judged(8000)), []);
+        assert.deepEqual(kinds(judged(9050)), []);
+        assert.deepEqual(kinds(judged(9000 + PATIENCE + 2 * DURATION)), ['stuck']);
+      }
+    });
+
     it('locks that are seen while they last, of known holders and of failed calls', function () {
       const { stories, two, first } = soundStory();
       const { lease, token } = stories[0].entries.find(

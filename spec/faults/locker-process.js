@@ -123,7 +123,7 @@ function keepBusy(belief, ms) {
 
 async function work(doc, id, belief) {
   // Not everybody who locks has something to write.
-  if (busyRounds === 0 && random.chance(0.3)) return;
+  if (busyRounds === 0 && random.chance(0.4)) return;
   let saved = await add(doc, id, 1);
   belief.look();
   if (busyRounds > 0) {
@@ -142,7 +142,10 @@ async function round(Model, _id) {
   const found = Model.hydrate({ _id });
   calls += 1;
   const id = `${setup.name}.${calls}`;
-  const doc = await called(found, 'lock', id, { doc: _id }, granted, duration);
+  // Some locks are kept alive for as long as the work takes.
+  const renew = !isOriginal && random.chance(0.2);
+  const asked = renew ? [duration, { renew }] : [duration];
+  const doc = await called(found, 'lock', id, { doc: _id, renew }, granted, ...asked);
   if (!doc) return false;
   untold += 1;
   const belief = new Belief(found.$lock);
@@ -171,7 +174,7 @@ async function round(Model, _id) {
 async function lane(Model) {
   while (!stopping) {
     const done = await round(Model, random.pick(setup.ids));
-    if (!done) await sleep(random.between(2, 40));
+    if (!done) await sleep(random.between(5, 80));
   }
 }
 

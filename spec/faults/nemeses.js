@@ -12,6 +12,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
  * @property {import('./wire-relay').WireRelay[]} relays in front of each server, if the nemesis asked for them
  * @property {object} deployment
  * @property {number} duration of a lock, in milliseconds
+ * @property {number} strikes how often it was struck
  */
 
 /** Strikes again and again with pauses in between, which are `pace` times as long as usual. */
@@ -19,6 +20,7 @@ async function repeat(hit, field, random, { isOver, pace }, low, high) {
   for (;;) {
     await sleep(pace * random.between(low, high));
     if (isOver()) return;
+    field.strikes += 1;
     await hit(field, random);
   }
 }

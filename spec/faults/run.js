@@ -109,7 +109,7 @@ async function main() {
       rows.push({ ...trial, report, faults });
       const seconds = ((moment() - start) / 1000).toFixed(0);
       const verdict = faults.length === 0 ? 'ok' : `${faults.length} FAULTS`;
-      console.log(`${seconds} s ${trial.name}: ${report.acquisitions} acquisitions, ${verdict}`);
+      console.log(`\n${seconds} s ${trial.name}: ${verdict}\n${table(rows.slice(-1))}`);
       for (const fault of faults.slice(0, 20)) console.log(`  ${fault}`);
       if (faults.length > 0) process.exitCode = 1;
     }

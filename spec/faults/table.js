@@ -5,6 +5,7 @@
 
 const COLUMNS = [
   ['nemesis', ({ nemesis }) => nemesis.title],
+  ['strikes', ({ report }) => report.strikes],
   ['operations', ({ report }) => report.operations],
   ['acquisitions', ({ report }) => report.acquisitions],
   ['takeovers', ({ report }) => report.takeovers],

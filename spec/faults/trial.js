@@ -35,7 +35,7 @@ const running = new Set();
  * @param {object} plan.deployment a replica set of our own
  * @param {object} plan.nemesis one of NEMESES or CONTROLS
  * @param {number} plan.seconds for how long the nemesis strikes
- * @param {number} [plan.acquisitions] it goes on until there are so many, for five times as long at most
+ * @param {number} [plan.acquisitions] it goes on until there are so many, for ten times as long at most
  * @param {number} plan.seed
  * @returns the checker's report
  */
@@ -69,6 +69,7 @@ class Trial {
   #connection;
   #lockers = [];
   #relays = [];
+  #strikes = 0;
 
   constructor(deployment, nemesis, random, directory) {
     this.#deployment = deployment;
@@ -120,14 +121,16 @@ class Trial {
       relays: this.#relays,
       deployment: this.#deployment,
       duration: DURATION_MS,
+      strikes: 0,
     };
     const begin = moment();
     const isOver = () => {
       const passed = moment() - begin;
       const acquired = this.#lockers.reduce((sum, locker) => sum + locker.acquisitions, 0);
-      return passed >= ms && (acquired >= wanted || passed >= 5 * ms);
+      return passed >= ms && (acquired >= wanted || passed >= 10 * ms);
     };
     await strike(this.#nemesis, field, this.#random.fork(), isOver);
+    this.#strikes = field.strikes;
   }
 
   async judge() {
@@ -136,7 +139,7 @@ class Trial {
     const unlockable = await this.#findUnlockable();
     this.#isWatching = false;
     await this.#watching;
-    return check({
+    const report = check({
       journals: readJournals(this.#directory),
       killed: this.#killed,
       documents: await this.#documents.find().toArray(),
@@ -145,6 +148,7 @@ class Trial {
       duration: DURATION_MS,
       patience: PATIENCE_MS,
     });
+    return { ...report, strikes: this.#strikes };
   }
 
   async end() {
