@@ -169,12 +169,13 @@ const NEMESES = {
   },
 };
 
-/** What must go wrong when a protection is off, or else the suite would prove nothing. */
+/** What must go wrong when a protection is off, or else the suite would prove nothing. Much work outlasts its lock here. */
 const CONTROLS = {
-  unfenced: { title: 'without the fence', protection: 'unfenced', strikes: ['stop'] },
-  unowned: { title: 'without owner checks', protection: 'unowned', strikes: ['stop'] },
-  original: { title: 'the original package', protection: 'original', strikes: ['stop'] },
+  unfenced: { title: 'without the fence', protection: 'unfenced' },
+  unowned: { title: 'without owner checks', protection: 'unowned' },
+  original: { title: 'the original package', protection: 'original' },
 };
+for (const control of Object.values(CONTROLS)) Object.assign(control, { strikes: ['stop'], long: 0.4 });
 
 /** Lets a nemesis strike until it is over; resolves when everything is whole again. */
 async function strike({ strikes }, field, random, isOver) {

@@ -97,7 +97,7 @@ class Trial {
       lanes: LANES,
       duration: DURATION_MS,
       // How often the work takes its time.
-      long: 0.04,
+      long: this.#nemesis.long ?? 0.04,
     };
     this.#lockers = Array.from({ length: PROCESSES }, (_, index) => {
       const own = {
