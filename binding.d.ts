@@ -34,10 +34,10 @@ export declare class NativeClient {
  */
 export declare class NativeCollection {
   /**
-   * Tries to lock, and keeps the lock alive on the terms if there are any; answers with the document and a lease, or with
-   * nothing.
+   * Locks, and keeps the lock alive on the terms if there are any; answers with the document and a lease, or with nothing.
+   * Waits so many milliseconds for a locked document (Infinity: for ever); without any it has a single try.
    */
-  lock(call: number, subject: Uint8Array, durationMs: number, terms?: NativeTerms | undefined | null): void
+  lock(call: number, subject: Uint8Array, durationMs: number, terms?: NativeTerms | undefined | null, waitMs?: number | undefined | null): NativeWait | null
   /** Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing. */
   release(call: number, subject: Uint8Array, lease?: NativeLease | undefined | null): void
   /** Prolongs what the lease holds; answers with the document, or nothing. */
@@ -60,6 +60,15 @@ export declare class NativeLease {
   watch(bridge: NativeBridge, number: number): void
   /** The twelve bytes of the `ObjectId` that is stored with the lock. */
   get id(): Uint8Array
+}
+
+/** A call that waits for a locked document. */
+export declare class NativeWait {
+  /**
+   * Ends the waiting: the call is answered with nothing, and a lock that it wins all the same is released. It may have
+   * been answered before.
+   */
+  cancel(): void
 }
 
 /** How long a lock is to be kept alive. */

@@ -839,3 +839,4 @@ module.exports.NativeBridge = nativeBinding.NativeBridge
 module.exports.NativeClient = nativeBinding.NativeClient
 module.exports.NativeCollection = nativeBinding.NativeCollection
 module.exports.NativeLease = nativeBinding.NativeLease
+module.exports.NativeWait = nativeBinding.NativeWait

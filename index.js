@@ -84,12 +84,13 @@ function lockReleasePlugin(schema, options) {
     path = 'locked',
     fence = true,
     exitTimeout = 1000,
+    pollInterval = 250,
     ...rest
   } = checkPluginOptions(options);
   const earlier = schema.methods.lock?.[SETTINGS];
   // Applied globally and again to one schema, in either order: what was asked for explicitly holds.
   if (earlier && (options === undefined || options === null)) return;
-  const settings = { ...rest, path, fence, exitTimeout, by: `${path}By` };
+  const settings = { ...rest, path, fence, exitTimeout, pollInterval, by: `${path}By` };
   addDate(schema, path);
   if (earlier?.by !== settings.by) addHolder(schema, settings);
   addMethods(schema, settings);

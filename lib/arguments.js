@@ -10,7 +10,15 @@ const { argumentError } = require('./errors');
 /** The last moment that a JavaScript Date can hold, in milliseconds. */
 const LAST_DATE = 8.64e15;
 
-const PLUGIN_OPTIONS = ['modelName', 'path', 'label', 'fence', 'writeConcern', 'exitTimeout'];
+const PLUGIN_OPTIONS = [
+  'modelName',
+  'path',
+  'label',
+  'fence',
+  'writeConcern',
+  'exitTimeout',
+  'pollInterval',
+];
 
 function show(value) {
   const text =
@@ -50,7 +58,7 @@ function checkObject(name, value, known) {
   }
 }
 
-const LOCK_OPTIONS = ['renew', 'maxHold', 'maxStall'];
+const LOCK_OPTIONS = ['wait', 'signal', 'renew', 'maxHold', 'maxStall'];
 
 /** The shortest duration that can be renewed: a third of it has to be enough for a command. */
 const SHORTEST_RENEWED = 100;
@@ -62,19 +70,34 @@ function isPositive(ms) {
   return typeof ms === 'number' && ms > 0;
 }
 
+function isSignal(value) {
+  return typeof value?.aborted === 'boolean' && typeof value.addEventListener === 'function';
+}
+
 /**
- * The terms on which a lock is kept alive, or undefined if it is not to be.
+ * What the options of a lock call come to: `terms` on which the lock is kept alive, or undefined if it is not to be;
+ * `wait`, in milliseconds; `signal`, if there is one.
  * @param {number} duration the lock's, checked
- * @param {boolean} renew whether it is, unless the options say otherwise
+ * @param {boolean} renew whether it is kept alive, unless the options say otherwise
  */
 function checkLockOptions(options, duration, renew = false) {
-  if (options !== undefined && options !== null) checkObject('options', options, LOCK_OPTIONS);
-  const given = options ?? {};
-  checkOption(given, 'renew', (value) => typeof value === 'boolean', 'true or false');
-  checkOption(given, 'maxHold', isPositive, 'a number of milliseconds above 0, or Infinity');
-  checkOption(given, 'maxStall', isPositive, 'a number of milliseconds above 0, or Infinity');
-  const { renew: renewed = renew, maxHold = Infinity, maxStall = DEFAULT_MAX_STALL } = given;
-  if (!renewed) return undefined;
+  if (options === undefined || options === null) {
+    return { terms: renew ? termsOf({}, duration) : undefined, wait: 0 };
+  }
+  checkObject('options', options, LOCK_OPTIONS);
+  checkOption(options, 'wait', (ms) => typeof ms === 'number' && ms >= 0, TIME_OR_FOREVER);
+  checkOption(options, 'signal', isSignal, 'an AbortSignal');
+  checkOption(options, 'renew', (value) => typeof value === 'boolean', 'true or false');
+  checkOption(options, 'maxHold', isPositive, POSITIVE_TIME);
+  checkOption(options, 'maxStall', isPositive, POSITIVE_TIME);
+  const { wait = 0, signal, renew: renewed = renew } = options;
+  return { terms: renewed ? termsOf(options, duration) : undefined, wait, signal };
+}
+
+const TIME_OR_FOREVER = 'a number of milliseconds, 0 or more, or Infinity';
+const POSITIVE_TIME = 'a number of milliseconds above 0, or Infinity';
+
+function termsOf({ maxHold = Infinity, maxStall = DEFAULT_MAX_STALL }, duration) {
   if (duration < SHORTEST_RENEWED) {
     throw argumentError(
       RangeError,
@@ -127,6 +150,12 @@ function checkPluginOptions(options) {
     'exitTimeout',
     (ms) => typeof ms === 'number' && ms >= 0 && ms <= 2 ** 31 - 1,
     'a number of milliseconds',
+  );
+  checkOption(
+    options,
+    'pollInterval',
+    (ms) => typeof ms === 'number' && ms >= 10 && ms <= 2 ** 31 - 1,
+    'a number of milliseconds, 10 or more',
   );
   if (options.writeConcern !== undefined) checkWriteConcern(options.writeConcern);
   return options;

@@ -11,6 +11,7 @@ const { LockError } = require('./errors');
 const { releaseAtExit } = require('./exit');
 const { fence } = require('./fence');
 const { lockedModel } = require('./model');
+const { Patience, orAborted } = require('./patience');
 
 /** Document -> its Acquisition, or null once `lock` was called on it without success. */
 const acquisitions = new WeakMap();
@@ -85,7 +86,7 @@ async function lock(doc, settings, trace, duration, options, renew) {
   // another's lock. One that holds already keeps what it has.
   if (!acquisitions.has(doc)) acquisitions.set(doc, null);
   const durationMs = checkDuration(duration);
-  const terms = checkLockOptions(options, durationMs, renew);
+  const { terms, wait, signal } = checkLockOptions(options, durationMs, renew);
   refuse(doc, 'lock');
   if (doc.isNew) {
     throw new LockError(
@@ -95,19 +96,30 @@ async function lock(doc, settings, trace, duration, options, renew) {
   }
   const model = modelOf(doc, settings);
   const key = model.keyOf(doc);
+  signal?.throwIfAborted();
+  const patience = wait > 0 || signal ? new Patience(wait, signal) : undefined;
   const opened = model.open('lock');
-  const collection = opened instanceof Promise ? await opened : opened;
+  const collection = opened instanceof Promise ? await orAborted(opened, signal) : opened;
   const subject = model.subject(key);
   const read = (bytes, lease) => {
     const { doc: fresh, by } = model.read(bytes);
     const acquisition = new Acquisition(model, key, lease, by);
+    if (signal?.aborted) {
+      // Nobody waits for it any more.
+      acquisition.release(trace).catch(() => {});
+      return null;
+    }
     hold(doc, acquisition);
     hold(fresh, acquisition);
     return fresh;
   };
   if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
-  return begin(call, (number) => collection.lock(number, subject, durationMs, terms));
+  if (!patience)
+    return begin(call, (number) => collection.lock(number, subject, durationMs, terms));
+  return patience.begin(call, (number, ms) =>
+    collection.lock(number, subject, durationMs, terms, ms),
+  );
 }
 
 async function releaseUnlessDone(acquisition, trace) {

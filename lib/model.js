@@ -65,6 +65,7 @@ class LockedModel {
       label: settings.label ?? `${hostname()}:${process.pid}`,
       fields,
       writeConcern: writeConcern(settings.writeConcern),
+      pollIntervalMs: Math.ceil(settings.pollInterval),
     };
 
     const { discriminatorMapping, options, $timestamps } = Model.schema;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use napi::bindgen_prelude::{Function, Uint8Array};
 use napi::{Env, Error as NapiError, Result, Status};
 use napi_derive::napi;
+use tokio::sync::watch;
 
 use crate::bridge::{Answer, Batched, Bridge};
 use crate::command::{Subject, Target};
@@ -19,7 +20,8 @@ use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
 use crate::runtime::runtime;
-use crate::store::{Collection, Store};
+use crate::store::{Collection, Request, Store};
+use crate::waiter::Patience;
 
 /// The way back to this environment's event loop.
 #[napi]
@@ -62,6 +64,10 @@ fn release_kept(stores: &Stores, limit: Duration) {
         std::mem::take(&mut *stores).iter().filter_map(Weak::upgrade).collect()
     };
     let Ok(runtime) = runtime() else { return };
+    for store in &stores {
+        // Nobody is left who could use what they wait for.
+        store.end_waits();
+    }
     let releases = stores
         .into_iter()
         .map(|store| runtime.spawn(async move { store.release_kept(limit).await }))
@@ -124,8 +130,8 @@ pub struct NativeCollection {
 
 #[napi]
 impl NativeCollection {
-    /// Tries to lock, and keeps the lock alive on the terms if there are any; answers with the document and a lease, or with
-    /// nothing.
+    /// Locks, and keeps the lock alive on the terms if there are any; answers with the document and a lease, or with nothing.
+    /// Waits so many milliseconds for a locked document (Infinity: for ever); without any it has a single try.
     #[napi]
     pub fn lock(
         &self,
@@ -134,16 +140,25 @@ impl NativeCollection {
         subject: &[u8],
         duration_ms: i64,
         terms: Option<NativeTerms>,
-    ) -> Result<()> {
+        wait_ms: Option<f64>,
+    ) -> Result<Option<NativeWait>> {
         let terms = terms.map(|terms| Terms {
             duration_ms,
             max_hold: milliseconds(terms.max_hold),
             max_stall: milliseconds(terms.max_stall),
         });
+        let (patience, wait) = wait_ms
+            .map(|ms| {
+                let (patience, cancel) = Patience::new(finite(ms));
+                (patience, NativeWait { cancel })
+            })
+            .unzip();
         self.start(env, call, subject, move |collection, subject, answer| async move {
             let answer = |locked| answer.locked(locked);
-            collection.lock(subject, duration_ms, terms, answer).await;
-        })
+            let request = Request { subject, duration_ms, terms };
+            collection.lock(request, patience, answer).await;
+        })?;
+        Ok(wait)
     }
 
     /// Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing.
@@ -215,6 +230,22 @@ impl NativeCollection {
             }
         });
         Ok(())
+    }
+}
+
+/// A call that waits for a locked document.
+#[napi]
+pub struct NativeWait {
+    cancel: watch::Sender<bool>,
+}
+
+#[napi]
+impl NativeWait {
+    /// Ends the waiting: the call is answered with nothing, and a lock that it wins all the same is released. It may have
+    /// been answered before.
+    #[napi]
+    pub fn cancel(&self) {
+        self.cancel.send_replace(true);
     }
 }
 
@@ -292,7 +323,12 @@ impl NativeLease {
 
 /// A duration that may be infinite.
 fn milliseconds(ms: f64) -> Duration {
-    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(Duration::MAX)
+    finite(ms).unwrap_or(Duration::MAX)
+}
+
+/// A duration, or `None` if it has no end.
+fn finite(ms: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(ms / 1000.0).ok()
 }
 
 /// An error of a synchronous call; JavaScript has checked what users give, so these are configuration or defects.

@@ -6,8 +6,13 @@
 //!
 //! Aggregation variables and expressions: <https://www.mongodb.com/docs/manual/reference/aggregation-variables/>.
 
-use bson::{Bson, Document, doc, oid::ObjectId};
+use bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 use serde::Deserialize;
+
+/// How far the clocks of a router and of a shard may be apart for a release to be seen as one, in milliseconds.
+const SKEW_MS: i32 = 100;
+/// How long one look at many documents may take on the server, in milliseconds.
+const LOOK_MS: i32 = 1000;
 
 /// The constant part of every command on one model's collection.
 #[derive(Clone, Debug, Deserialize)]
@@ -25,6 +30,15 @@ pub struct Target {
     pub fields: Document,
     /// Write concern of every write.
     pub write_concern: Document,
+    /// The longest pause between two looks at what is waited for, in milliseconds.
+    pub poll_interval_ms: u32,
+}
+
+/// The documents of a collection whose release is waited for.
+pub struct Watched {
+    /// Name of the collection.
+    pub collection: String,
+    locked: String,
 }
 
 /// What one call is about: which document, and which of its fields the call sets beside the lock's own.
@@ -59,6 +73,11 @@ impl Subject {
     /// Reads a subject from the BSON that JavaScript sent.
     pub fn from_bson(bytes: &[u8]) -> bson::error::Result<Self> {
         bson::deserialize_from_slice(bytes)
+    }
+
+    /// The document's `_id`.
+    pub fn id(&self) -> &Bson {
+        self.key.get("_id").unwrap_or(&Bson::Null)
     }
 }
 
@@ -187,6 +206,20 @@ impl Target {
         }
     }
 
+    /// Finds the document, as `{ left }`: for how many milliseconds it is still locked, if it is.
+    pub fn look(&self, subject: &Subject, max_time_ms: i64) -> Document {
+        let locked = self.locked_ref();
+        let left = doc! { "$cond": [
+            { "$lte": [&locked, "$$NOW"] }, 0_i64, { "$subtract": [&locked, "$$NOW"] },
+        ] };
+        self.find(subject, &doc! { "left": left }, max_time_ms)
+    }
+
+    /// What is to be known of a release of one of the collection's documents.
+    pub fn watched(&self) -> Watched {
+        Watched { collection: self.collection.clone(), locked: self.locked.clone() }
+    }
+
     /// Finds the document, as `{ mine }`: whether `hold` was the last to take its lock.
     pub fn inspect(&self, subject: &Subject, hold: &Hold, max_time_ms: i64) -> Document {
         let mut mine = vec![doc! { "$eq": [self.by_ref(".lease"), hold.lease] }, self.untouched()];
@@ -307,6 +340,55 @@ impl Target {
     }
 }
 
+impl Watched {
+    /// A change stream's pipeline that lets releases through, replacements, and deletes, as little of each as is needed.
+    ///
+    /// A release writes the present moment, a lock or a renewal a later one. Only servers from 6.0 on tell the moment of a
+    /// change; the others' locks are let through too. A router's `$$NOW` may be ahead of a shard's clock by a little.
+    /// Source: <https://www.mongodb.com/docs/manual/reference/change-events/update/>.
+    pub fn releases(&self) -> [Document; 2] {
+        let written = self.written();
+        let moment = doc! { "$ifNull": [{ "$add": ["$wallTime", SKEW_MS] }, &written] };
+        let is_release = doc! { "$and": [
+            { "$eq": ["$operationType", "update"] },
+            { "$gt": [&written, Bson::Null] },
+            { "$lte": [&written, moment] },
+        ] };
+        let others = doc! { "$not": [{ "$in": ["$operationType", ["insert", "update"]] }] };
+        [
+            doc! { "$match": { "$expr": { "$or": [others, is_release] } } },
+            doc! { "$project": { "operationType": 1, "ns": 1, "documentKey": 1, "locked": written } },
+        ]
+    }
+
+    /// The date that an update has written to the lock's path; an update names a nested path in one word.
+    fn written(&self) -> Bson {
+        let fields = "$updateDescription.updatedFields";
+        if self.locked.contains('.') {
+            Bson::Document(doc! { "$getField": { "field": &self.locked, "input": fields } })
+        } else {
+            Bson::String(format!("{fields}.{}", self.locked))
+        }
+    }
+
+    /// Finds those of the documents that exist, as `{ free }`: whether they can be locked now.
+    pub fn find_free(&self, ids: &[Bson]) -> Document {
+        doc! {
+            "find": &self.collection,
+            "filter": { "_id": { "$in": ids } },
+            "projection": { "free": { "$lte": [format!("${}", self.locked), "$$NOW"] } },
+            "batchSize": i64::try_from(ids.len()).unwrap_or(i64::MAX),
+            "singleBatch": true,
+            "maxTimeMS": LOOK_MS,
+        }
+    }
+
+    /// The lock's date in a document.
+    pub fn date(&self, document: &Document) -> Option<DateTime> {
+        at(document, &self.locked).as_datetime().copied()
+    }
+}
+
 /// `{path: {$eq: value}}` for each entry: an `_id` such as `{$gt: ''}` means itself.
 fn equal_to(key: &Document) -> Document {
     key.iter()
@@ -346,6 +428,7 @@ mod tests {
             label: "$password".into(),
             fields: Document::new(),
             write_concern: doc! { "w": "majority" },
+            poll_interval_ms: 250,
         }
     }
 

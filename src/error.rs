@@ -97,6 +97,15 @@ impl Error {
             || matches!(self, Self::WriteConcern { .. } | Self::TimedOut { .. } | Self::Closed)
     }
 
+    /// Whether the server understood and will not do it, now or a moment later.
+    pub fn is_refusal(&self) -> bool {
+        let is_command = matches!(
+            self,
+            Self::Driver(error) if matches!(error.kind.as_ref(), ErrorKind::Command(_))
+        );
+        is_command && !self.is_ambiguous()
+    }
+
     /// Whether no suitable server was found in time: nothing was sent.
     pub fn is_server_selection(&self) -> bool {
         matches!(

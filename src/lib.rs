@@ -12,6 +12,7 @@
 //! - [`store`]: sends commands, sends them again, sorts answers
 //! - [`command`]: the commands' documents, pure functions
 //! - [`keeper`]: renews what is held, in batches; notices what is lost
+//! - [`waiter`]: waits for locked documents
 //! - [`lease`]: one held lock, its deadline and standing
 //! - [`options`]: Mongoose's connection options for the Rust driver
 //! - [`error`]: what can go wrong
@@ -26,3 +27,4 @@ mod lease;
 mod options;
 mod runtime;
 mod store;
+mod waiter;

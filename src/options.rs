@@ -19,8 +19,8 @@ use crate::error::Error;
 /// What the Node driver means by "no limit" where the Rust driver wants a number.
 const UNLIMITED: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// Enough for the batches of several collections at once.
-const ASIDE_POOL_SIZE: u32 = 5;
+/// More than is ever used: the keepers' commands are bounded, and each collection that is waited for takes one for its stream.
+const ASIDE_POOL_SIZE: u32 = 100;
 
 /// The connection options, as JavaScript gives them.
 #[derive(Clone, Debug, Deserialize)]

@@ -4,7 +4,8 @@
 //! never dropped half-way; one that outlives its caller runs to its end, and what it won late is released.
 //! Nothing here knows Node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::future::pending;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::error::Error;
 use crate::keeper::{Keeper, Pulse, Terms};
 use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
+use crate::waiter::{self, Lobby, Patience, Place};
 
 /// How long calls in flight may still take once their client is being closed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -44,6 +46,10 @@ pub struct Store {
     keepers: Mutex<Vec<Arc<Keeper>>>,
     /// How many commands of the keepers may be on their way at once.
     places: Arc<Semaphore>,
+    /// Where is waited for the documents of a namespace, by the path of their locks.
+    lobbies: Mutex<HashMap<[String; 3], Arc<Lobby>>>,
+    /// Nobody is to wait any more.
+    ended: watch::Sender<bool>,
 }
 
 impl Store {
@@ -62,6 +68,8 @@ impl Store {
             aside: OnceLock::new(),
             keepers: Mutex::default(),
             places: Arc::new(Semaphore::new(PLACES)),
+            lobbies: Mutex::default(),
+            ended: watch::channel(false).0,
         }))
     }
 
@@ -81,12 +89,28 @@ impl Store {
     }
 
     fn keeper(&self, database: &str, target: &Target) -> Result<Arc<Keeper>, Error> {
-        let aside = self.aside.get_or_init(|| self.options.clone().aside().connect());
-        let database = aside.as_ref().map_err(Clone::clone)?.database(database);
+        let database = self.aside(database)?;
         let (pulse, places) = (Arc::clone(&self.pulse), Arc::clone(&self.places));
         let keeper = Keeper::new(database, target.clone(), pulse, places);
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&keeper));
         Ok(keeper)
+    }
+
+    /// The database, by the small client.
+    fn aside(&self, database: &str) -> Result<Database, Error> {
+        let aside = self.aside.get_or_init(|| self.options.clone().aside().connect());
+        Ok(aside.as_ref().map_err(Clone::clone)?.database(database))
+    }
+
+    fn lobby(&self, database: &str, target: &Target) -> Arc<Lobby> {
+        let name = [database.to_owned(), target.collection.clone(), target.locked.clone()];
+        let mut lobbies = self.lobbies.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(lobbies.entry(name).or_insert_with(|| Lobby::new(target)))
+    }
+
+    /// Answers all who wait for a lock with an error; those who come later try once.
+    pub fn end_waits(&self) {
+        self.ended.send_replace(true);
     }
 
     /// Closes the client. Locks that are being kept are released first; calls in flight have a second to end by
@@ -95,6 +119,7 @@ impl Store {
         if self.closing.send_replace(true) {
             return;
         }
+        self.end_waits();
         self.release_kept(GRACE).await;
         let _ = timeout(GRACE, self.running.write()).await;
         self.client.clone().shutdown().immediate(true).await;
@@ -119,63 +144,163 @@ struct Failed {
     leftover: Option<ObjectId>,
 }
 
+/// What one lock call asks for.
+pub struct Request {
+    /// Which document.
+    pub subject: Subject,
+    /// For how long.
+    pub duration_ms: i64,
+    /// Whether, and on which terms, the lock is kept alive.
+    pub terms: Option<Terms>,
+}
+
+/// The answer to a lock call.
+pub trait Replying: FnOnce(Result<Option<Locked>, Error>) + Send {}
+
+impl<F: FnOnce(Result<Option<Locked>, Error>) + Send> Replying for F {}
+
+/// Answers a lock call, once.
+pub struct Reply<A>(Option<A>);
+
+impl<A: Replying> Reply<A> {
+    /// Answers, unless that was done before.
+    pub fn give(&mut self, result: Result<Option<Locked>, Error>) {
+        if let Some(answer) = self.0.take() {
+            answer(result);
+        }
+    }
+}
+
+/// What an attempt to lock came to.
+pub enum Tried {
+    /// The document is locked, or gone; nothing was replied.
+    Refused,
+    /// Replied with the lock, which lasts so long at most unless it is renewed.
+    Won(Duration),
+    /// Replied with something else.
+    Ended,
+}
+
 /// One model's collection on one client.
 pub struct Collection {
     store: Arc<Store>,
     database: Database,
     target: Target,
     keeper: OnceLock<Result<Arc<Keeper>, Error>>,
+    lobby: Arc<Lobby>,
 }
 
 impl Collection {
     /// The collection that `target` names in a database.
     pub fn new(store: Arc<Store>, database: &str, target: Target) -> Arc<Self> {
+        let lobby = store.lobby(database, &target);
         let database = store.client.database(database);
-        Arc::new(Self { store, database, target, keeper: OnceLock::new() })
+        Arc::new(Self { store, database, target, keeper: OnceLock::new(), lobby })
     }
 
-    /// Tries once to lock a document, and keeps the lock alive on these terms. Answers with `None` when it is locked or
-    /// gone.
-    pub async fn lock(
-        &self,
-        subject: Subject,
-        duration_ms: i64,
-        terms: Option<Terms>,
-        answer: impl FnOnce(Result<Option<Locked>, Error>) + Send,
-    ) {
+    /// Locks a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is gone, or
+    /// locked, and not released while the caller had patience; one without any has a single try.
+    pub async fn lock(&self, request: Request, patience: Option<Patience>, answer: impl Replying) {
         let _running = self.store.running.read().await;
+        let mut reply = Reply(Some(answer));
+        let Some(patience) = patience else {
+            if let Tried::Refused = self.try_once(&request, pending(), &mut reply).await {
+                reply.give(Ok(None));
+            }
+            return;
+        };
+        if !self.lobby.is_awaited(request.subject.id()) {
+            // However short the patience: a document that is free is had.
+            let cancelled = async {
+                patience.cancelled().await;
+                Ok(None)
+            };
+            match self.try_once(&request, cancelled, &mut reply).await {
+                Tried::Refused => {}
+                _ => return,
+            }
+        }
+        waiter::wait(self, &request, &patience, &mut reply).await;
+    }
+
+    /// Joins those who wait for a document.
+    pub fn enter(&self, request: &Request) -> Result<Place, Error> {
+        let database = self.store.aside(self.database.name())?;
+        self.lobby.enter(request.subject.id(), &database).ok_or(Error::Closed)
+    }
+
+    /// Ends when the caller has waited for long enough, or nobody is to wait any more.
+    pub async fn over(&self, patience: &Patience) -> Result<Option<Locked>, Error> {
+        let mut ended = self.store.ended.subscribe();
+        tokio::select! {
+            () = patience.over() => Ok(None),
+            // The sender lives as long as the store, so this ends with a change only.
+            _ = ended.wait_for(|ended| *ended) => Err(Error::Closed),
+        }
+    }
+
+    /// Tries once to lock a document. Replies with what `cut` comes to, or that the time is up, if that comes first; what is
+    /// won after that is released.
+    pub async fn try_once<A: Replying>(
+        &self,
+        request: &Request,
+        cut: impl Future<Output = Result<Option<Locked>, Error>> + Send,
+        reply: &mut Reply<A>,
+    ) -> Tried {
+        let Request { subject, duration_ms, terms } = request;
         let keeping = match terms.map(|terms| self.keeper().map(|keeper| (keeper, terms))) {
-            Some(Err(error)) => return answer(Err(error)),
+            Some(Err(error)) => {
+                reply.give(Err(error));
+                return Tried::Ended;
+            }
             Some(Ok(keeping)) => Some(keeping),
             None => None,
         };
         let call = Call::begin(&self.store);
-        let attempt = self.acquire(&subject, duration_ms, &call);
-        tokio::pin!(attempt);
-        let leftover = tokio::select! {
-            outcome = &mut attempt => match outcome {
-                Ok(locked) => {
-                    if let (Some(locked), Some((keeper, terms))) = (&locked, keeping) {
-                        keeper.keep(subject.key.clone(), Arc::clone(&locked.lease), terms);
-                    }
-                    answer(Ok(locked));
-                    None
+        let attempt = self.acquire(subject, *duration_ms, &call);
+        let leftover = match call.to_its_end(attempt, cut, reply).await {
+            (Ok(None), true) => return Tried::Refused,
+            (Ok(Some(locked)), true) => {
+                let left = locked.lease.remaining(Moment::now());
+                if let Some((keeper, terms)) = keeping {
+                    keeper.keep(subject.key.clone(), Arc::clone(&locked.lease), terms);
                 }
-                Err(Failed { error, leftover }) => {
-                    answer(Err(error));
-                    leftover
-                }
-            },
-            error = call.cut_short() => {
-                answer(Err(error));
-                match attempt.await {
-                    Ok(locked) => locked.map(|locked| locked.lease.hold().lease),
-                    Err(failed) => failed.leftover,
-                }
+                reply.give(Ok(Some(locked)));
+                return Tried::Won(left);
             }
+            (Err(Failed { error, leftover }), true) => {
+                reply.give(Err(error));
+                leftover
+            }
+            (Ok(locked), false) => locked.map(|locked| locked.lease.hold().lease),
+            (Err(Failed { leftover, .. }), false) => leftover,
         };
         if let Some(lease) = leftover {
-            self.release_in_background(&subject, lease, duration_ms).await;
+            self.release_in_background(subject, lease, *duration_ms).await;
+        }
+        Tried::Ended
+    }
+
+    /// Looks for how long a document is locked, at the most; `None` when it is gone. Replies, and gives nothing, when that
+    /// fails, or what `cut` comes to if that comes first.
+    pub async fn look<A: Replying>(
+        &self,
+        subject: &Subject,
+        cut: impl Future<Output = Result<Option<Locked>, Error>> + Send,
+        reply: &mut Reply<A>,
+    ) -> Option<Option<Duration>> {
+        let call = Call::begin(&self.store);
+        let work = self.read(|ms| self.target.look(subject, ms), &call);
+        match call.to_its_end(work, cut, reply).await {
+            (Ok(found), true) => Some(found.map(|found| {
+                let left = found.get_i64("left").unwrap_or_default();
+                Duration::from_millis(u64::try_from(left).unwrap_or_default())
+            })),
+            (Err(error), true) => {
+                reply.give(Err(error));
+                None
+            }
+            (_, false) => None,
         }
     }
 
@@ -190,8 +315,9 @@ impl Collection {
         let work = async {
             let _turn = lease.turn().await;
             let released = self.release_held(&subject, &lease, &call).await?;
-            if released.is_none() {
-                lease.lose(Reason::TakenOver);
+            match &released {
+                Some(document) => self.lobby.hand_over(subject.id(), document),
+                None => lease.lose(Reason::TakenOver),
             }
             Ok(released)
         };
@@ -213,7 +339,14 @@ impl Collection {
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
         let call = Call::begin(&self.store);
-        self.answer_in_time(&call, self.release_state(&subject, &call), answer).await;
+        let work = async {
+            let released = self.release_state(&subject, &call).await?;
+            if let Some(document) = &released {
+                self.lobby.hand_over(subject.id(), document);
+            }
+            Ok(released)
+        };
+        self.answer_in_time(&call, work, answer).await;
     }
 
     /// Prolongs the lock that `lease` holds. Answers with `None` when it is not held any more.
@@ -360,7 +493,8 @@ impl Collection {
         let mut pause = FIRST_PAUSE;
         loop {
             let ms = i64::try_from(LONGEST_PAUSE.as_millis()).unwrap_or(i64::MAX);
-            match self.send(&self.target.release(&subject, &hold, ms)).await {
+            // Even while the client is being closed: for a second it can still be reached.
+            match run(&self.database, &self.target.release(&subject, &hold, ms)).await {
                 Err(error) if error.is_ambiguous() || error.is_server_selection() => {}
                 _ => return,
             }
@@ -502,6 +636,24 @@ impl Call {
         Self { began, ends: began + store.limit, closing: store.closing.subscribe(), trouble }
     }
 
+    /// Lets `work` run to its end. Replies with what `cut` comes to, or that the time is up, if that comes first; tells too
+    /// whether it did not.
+    async fn to_its_end<T, A: Replying>(
+        &self,
+        work: impl Future<Output = T>,
+        cut: impl Future<Output = Result<Option<Locked>, Error>>,
+        reply: &mut Reply<A>,
+    ) -> (T, bool) {
+        tokio::pin!(work, cut);
+        let early = tokio::select! {
+            done = &mut work => return (done, true),
+            error = self.cut_short() => Err(error),
+            result = cut => result,
+        };
+        reply.give(early);
+        (work.await, false)
+    }
+
     /// The time that a command may take on the server. At least 1: to the server 0 means no limit.
     fn milliseconds_left(&self) -> i64 {
         let left = self.ends.saturating_duration_since(Instant::now()).as_millis();
@@ -552,7 +704,7 @@ impl Call {
 }
 
 /// Half of the pause to all of it, at random: those that failed together do not come back together.
-fn jittered(pause: Duration) -> Duration {
+pub fn jittered(pause: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8) % 1000;
     pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 1000
 }
