@@ -83,6 +83,7 @@ async fn connect(uri: &str, collection: String) -> Result<Shared> {
         label: format!("limit:{}", std::process::id()),
         fields: Document::new(),
         write_concern: doc! { "w": "majority" },
+        poll_interval_ms: 250,
     };
     Ok(Shared { database, target, subjects })
 }

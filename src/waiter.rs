@@ -5,6 +5,7 @@
 //! poll, one command for all documents, is the safety net under it and does its work where there is none.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -67,7 +68,7 @@ impl Patience {
     pub async fn cancelled(&self) {
         // Nobody can cancel any more: it never will be.
         if self.cancelled.clone().wait_for(|cancelled| *cancelled).await.is_err() {
-            std::future::pending().await
+            pending::<()>().await;
         }
     }
 }
