@@ -38,6 +38,11 @@ export declare class NativeCollection {
    * Waits so many milliseconds for a locked document (Infinity: for ever); without any it has a single try.
    */
   lock(call: number, subject: Uint8Array, durationMs: number, terms?: NativeTerms | undefined | null, waitMs?: number | undefined | null): NativeWait | null
+  /**
+   * Claims up to `limit` documents of a query, given as BSON: `{ filter, sort, collation, set }`; answers with the documents
+   * and a lease for each. Waits so many milliseconds for the first of them.
+   */
+  claim(call: number, query: Uint8Array, durationMs: number, limit: number, terms?: NativeTerms | undefined | null, waitMs?: number | undefined | null): NativeWait | null
   /** Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing. */
   release(call: number, subject: Uint8Array, lease?: NativeLease | undefined | null): void
   /** Prolongs what the lease holds; answers with the document, or nothing. */

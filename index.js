@@ -7,6 +7,7 @@
 const { checkPluginOptions } = require('./lib/arguments');
 const { methods } = require('./lib/document');
 const { LockError } = require('./lib/errors');
+const { locked, queryHelpers, statics, unlocked } = require('./lib/statics');
 
 /** Marks the methods with the settings that they were made with: they survive the cloning of schemas. */
 const SETTINGS = Symbol('mongoose-lock-release.settings');
@@ -74,8 +75,17 @@ function addMethods(schema, settings) {
   }
 }
 
+/** What the user's schema calls by the same name stays. */
+function addUnlessThere(target, additions, settings) {
+  for (const [name, addition] of Object.entries(additions)) {
+    if (target[name] && !target[name][SETTINGS]) continue;
+    target[name] = Object.assign(addition, { [SETTINGS]: settings });
+  }
+}
+
 /**
- * Mongoose plugin that adds `lock`, `release`, `extend` and `withLock` to documents.
+ * Mongoose plugin that adds `lock`, `release`, `extend` and `withLock` to documents, `claim` and `claims` to models, and
+ * `locked` and `unlocked` to queries.
  * @param {import('mongoose').Schema} schema
  * @param {string | object} [options] the name of the model to lock through, or options: see index.d.ts
  */
@@ -94,7 +104,11 @@ function lockReleasePlugin(schema, options) {
   addDate(schema, path);
   if (earlier?.by !== settings.by) addHolder(schema, settings);
   addMethods(schema, settings);
+  addUnlessThere(schema.statics, statics(settings), settings);
+  addUnlessThere(schema.query, queryHelpers(settings), settings);
 }
 
 module.exports = lockReleasePlugin;
 module.exports.LockError = LockError;
+module.exports.locked = locked;
+module.exports.unlocked = unlocked;

@@ -74,7 +74,7 @@ async fn connect(uri: &str, collection: String) -> Result<Shared> {
         .distinct("_id", doc! {})
         .await?
         .into_iter()
-        .map(|id: Bson| Subject { key: doc! { "_id": id }, set: Document::new() })
+        .map(|id: Bson| Subject::of(doc! { "_id": id }))
         .collect();
     let target = Target {
         collection,

@@ -74,6 +74,56 @@ function isSignal(value) {
   return typeof value?.aborted === 'boolean' && typeof value.addEventListener === 'function';
 }
 
+const CLAIM_OPTIONS = [...LOCK_OPTIONS, 'limit', 'sort'];
+const CLAIMS_OPTIONS = ['signal', 'renew', 'maxHold', 'maxStall', 'sort', 'concurrency'];
+
+/** The most documents that one claim can have. */
+const MOST_CLAIMED = 1000;
+
+/** Throws unless a claim can be made with this filter. */
+function checkFilter(filter) {
+  if (filter === null || typeof filter !== 'object' || Array.isArray(filter)) {
+    throw argumentError(TypeError, `filter must be an object, got ${show(filter)}`);
+  }
+}
+
+function checkCount(name, value) {
+  if (!Number.isInteger(value) || value < 1 || value > MOST_CLAIMED) {
+    const Type = typeof value === 'number' ? RangeError : TypeError;
+    throw argumentError(
+      Type,
+      `options.${name} must be a whole number from 1 to ${MOST_CLAIMED}, got ${show(value)}`,
+    );
+  }
+  return value;
+}
+
+/** What the options of a claim come to: those of a lock call, and `limit`. */
+function checkClaimOptions(options, duration) {
+  const { limit = 1, sort, ...rest } = checkKnown(options, CLAIM_OPTIONS);
+  return { ...checkLockOptions(rest, duration), sort, limit: checkCount('limit', limit) };
+}
+
+/** What the options of endless claims come to: those of each claim, how many at once, and what ends them. */
+function checkClaimsOptions(options, duration) {
+  const { concurrency = 1, signal, sort, ...rest } = checkKnown(options, CLAIMS_OPTIONS);
+  const each = { renew: true, ...rest };
+  checkLockOptions({ ...each, signal }, duration);
+  return { each: { ...each, sort }, concurrency: checkCount('concurrency', concurrency), signal };
+}
+
+function checkKnown(options, known) {
+  if (options === undefined || options === null) return {};
+  checkObject('options', options, known);
+  return options;
+}
+
+/** An error about an order that cannot be used, for the reason that Mongoose gave. */
+function sortError(sort, cause) {
+  const message = `options.sort must be an order as Mongoose takes it, got ${show(sort)}: ${cause.message}`;
+  return Object.assign(argumentError(TypeError, message), { cause });
+}
+
 /**
  * What the options of a lock call come to: `terms` on which the lock is kept alive, or undefined if it is not to be;
  * `wait`, in milliseconds; `signal`, if there is one.
@@ -175,8 +225,12 @@ function checkWriteConcern(writeConcern) {
 
 module.exports = {
   checkCallback,
+  checkClaimOptions,
+  checkClaimsOptions,
   checkDuration,
+  checkFilter,
   checkFunction,
   checkLockOptions,
   checkPluginOptions,
+  sortError,
 };

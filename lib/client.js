@@ -14,6 +14,7 @@ const CONNECTED = 1;
 const LOCKED = 2;
 const FAILURE = 3;
 const LOSS = 4;
+const CLAIMED = 5;
 
 /** Calls in flight, by number. */
 const calls = new Map();
@@ -35,11 +36,25 @@ function onAnswers(heads, bytes, leases) {
     const call = calls.get(heads[i]);
     const kind = heads[i + 1];
     const end = heads[i + 2];
-    const won = kind === LOCKED ? leases[lease++] : undefined;
+    const answer = bytes.subarray(start, end);
+    start = end;
+    let won;
+    if (kind === LOCKED) won = leases[lease++];
+    else if (kind === CLAIMED) {
+      won = Array.from(documents(answer), (document) => [document, leases[lease++]]);
+    }
     if (call !== undefined) {
       calls.delete(heads[i]);
-      settle(call, kind, bytes.subarray(start, end), won);
+      settle(call, kind, answer, won);
     }
+  }
+}
+
+/** BSON documents end to end: each begins with its length. */
+function* documents(bytes) {
+  for (let start = 0; start < bytes.length;) {
+    const end = start + bytes.readInt32LE(start);
+    yield bytes.subarray(start, end);
     start = end;
   }
 }
@@ -66,12 +81,14 @@ function releaseKept(limitMs) {
   bridge?.releaseKept(limitMs);
 }
 
-function settle({ resolve, reject, trace, mongo, read }, kind, bytes, lease) {
+function settle({ resolve, reject, trace, mongo, read }, kind, bytes, won) {
   try {
     if (kind === FAILURE) {
       reject(withStack(fromReport(mongo.BSON.deserialize(bytes), mongo), trace));
+    } else if (kind === CLAIMED) {
+      resolve(won.map(([document, lease]) => read(document, lease)));
     } else {
-      resolve(bytes.length === 0 ? null : read(bytes, lease));
+      resolve(bytes.length === 0 ? null : read(bytes, won));
     }
   } catch (error) {
     // A document's own init hook or getter may throw; the other calls of the batch must not suffer from it.

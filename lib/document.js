@@ -53,9 +53,8 @@ function hold(doc, acquisition) {
   equip(doc.constructor, acquisition.model.settings);
 }
 
-/** The model through which a document is locked: its own, or the one that the plugin was told. */
-function modelOf(doc, settings) {
-  const own = doc.constructor;
+/** The model through which a model's documents are locked: itself, or the one that the plugin was told. */
+function modelFor(own, settings) {
   return lockedModel(settings.modelName ? own.db.model(settings.modelName) : own, settings);
 }
 
@@ -94,31 +93,32 @@ async function lock(doc, settings, trace, duration, options, renew) {
       'only stored documents can be locked: save the document first',
     );
   }
-  const model = modelOf(doc, settings);
+  const model = modelFor(doc.constructor, settings);
   const key = model.keyOf(doc);
   signal?.throwIfAborted();
   const patience = wait > 0 || signal ? new Patience(wait, signal) : undefined;
   const opened = model.open('lock');
   const collection = opened instanceof Promise ? await orAborted(opened, signal) : opened;
   const subject = model.subject(key);
+  let acquisition;
   const read = (bytes, lease) => {
     const { doc: fresh, by } = model.read(bytes);
-    const acquisition = new Acquisition(model, key, lease, by);
-    if (signal?.aborted) {
-      // Nobody waits for it any more.
-      acquisition.release(trace).catch(() => {});
-      return null;
+    acquisition = new Acquisition(model, key, lease, by);
+    // Else nobody waits for it any more.
+    if (!signal?.aborted) {
+      hold(doc, acquisition);
+      hold(fresh, acquisition);
     }
-    hold(doc, acquisition);
-    hold(fresh, acquisition);
     return fresh;
   };
   if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
   if (!patience)
     return begin(call, (number) => collection.lock(number, subject, durationMs, terms));
-  return patience.begin(call, (number, ms) =>
-    collection.lock(number, subject, durationMs, terms, ms),
+  return patience.begin(
+    call,
+    (number, ms) => collection.lock(number, subject, durationMs, terms, ms),
+    () => acquisition?.release(trace).catch(() => {}),
   );
 }
 
@@ -162,7 +162,7 @@ async function release(doc, settings, trace) {
   if (acquisition) return acquisition.release(trace);
   // A lock that was refused is another's.
   if (acquisition === null) return null;
-  const model = modelOf(doc, settings);
+  const model = modelFor(doc.constructor, settings);
   const collection = await model.open('release');
   const subject = model.subject(model.keyOf(doc));
   const call = { trace, mongo: model.mongo, read: (bytes) => model.read(bytes).doc };
@@ -228,4 +228,4 @@ function methods(settings) {
   };
 }
 
-module.exports = { methods };
+module.exports = { acquisitionOf, hold, methods, modelFor, releaseUnlessDone, traceOf };

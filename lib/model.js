@@ -74,6 +74,7 @@ class LockedModel {
         ? { [discriminatorMapping.key]: discriminatorMapping.value }
         : {};
     this.shardKey = Object.keys(options.shardKey || {});
+    this.collation = options.collation;
     this.updatedAt = $timestamps?.updatedAt || undefined;
     this.currentTime = options.timestamps?.currentTime ?? (() => Model.base.now());
     this.client = undefined;
@@ -91,12 +92,22 @@ class LockedModel {
 
   /** The subject of a command, as BSON: the key, and the fields that change with it. */
   subject(key) {
-    const set = {};
-    if (this.updatedAt) {
-      const now = this.currentTime();
-      set[this.updatedAt] = this.Model.schema.path(this.updatedAt)?.cast(now) ?? now;
-    }
-    return this.mongo.BSON.serialize({ key, set });
+    return this.mongo.BSON.serialize({ key, set: this.#changes() });
+  }
+
+  /** Which documents a claim is about, as BSON: a filter and an order as Mongoose has cast them. */
+  query({ filter, sort }) {
+    const query = { filter: { ...filter, ...this.constantKey }, set: this.#changes() };
+    if (sort) query.sort = sort;
+    if (this.collation) query.collation = this.collation;
+    const { ignoreUndefined } = this.bsonOptions ?? {};
+    return this.mongo.BSON.serialize(query, { ignoreUndefined });
+  }
+
+  #changes() {
+    if (!this.updatedAt) return {};
+    const now = this.currentTime();
+    return { [this.updatedAt]: this.Model.schema.path(this.updatedAt)?.cast(now) ?? now };
   }
 
   /** A hydrated document, as a query of Mongoose's own would have made it, and its holder's record. */

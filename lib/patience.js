@@ -27,8 +27,11 @@ class Patience {
     this.#signal = signal;
   }
 
-  /** Starts a native call with the milliseconds that are left; `start` gives what cancels it. */
-  begin(call, start) {
+  /**
+   * Starts a native call with the milliseconds that are left; `start` gives what cancels it. What is won when nobody waits
+   * any more is let go.
+   */
+  begin(call, start, letGo) {
     this.#signal?.throwIfAborted();
     const left = Math.max(0, this.#wait - (performance.now() - this.#start));
     let waiting;
@@ -38,8 +41,11 @@ class Patience {
     if (!this.#signal) return done;
     const cancel = () => waiting?.cancel();
     this.#signal.addEventListener('abort', cancel, { once: true });
-    const forget = () => this.#signal.removeEventListener('abort', cancel);
-    done.then(forget, forget);
+    const settled = () => {
+      this.#signal.removeEventListener('abort', cancel);
+      if (this.#signal.aborted) letGo();
+    };
+    done.then(settled, settled);
     return orAborted(done, this.#signal);
   }
 }

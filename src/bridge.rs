@@ -20,7 +20,7 @@ use crate::lease::{Lease, Moment};
 use crate::store::Locked;
 
 /// What JavaScript's function gets: `[call, kind, end]` per answer, the answers' BSON end to end (each from the `end`
-/// of the one before), and a lease for each answer of the kind `LOCKED`, in order.
+/// of the one before), and the leases of the answers `LOCKED` and `CLAIMED`, one for each document, in order.
 pub type Batched = FnArgs<(Uint32Array, Buffer, Vec<NativeLease>)>;
 
 type Wake = ThreadsafeFunction<(), (), Batched, Status, false, true>;
@@ -37,6 +37,8 @@ mod kind {
     pub const FAILURE: u32 = 3;
     /// Not an answer: the watched lock of this number is lost.
     pub const LOSS: u32 = 4;
+    /// Documents that are locked now, end to end, with a lease each.
+    pub const CLAIMED: u32 = 5;
 }
 
 /// What a call came to.
@@ -47,6 +49,8 @@ pub enum Outcome {
     Document(Document),
     /// The document, and the lease that it is locked with.
     Locked(Locked),
+    /// Documents, and the leases that they are locked with.
+    Claimed(Vec<Locked>),
 }
 
 #[derive(Default)]
@@ -97,17 +101,23 @@ impl Bridge {
 
     /// Tells JavaScript that the lock that it watches under this number is lost.
     pub fn tell_loss(&self, number: u32) {
-        self.push(number, kind::LOSS, &[], None);
+        self.push(number, kind::LOSS, &[], []);
     }
 
-    fn push(&self, call: u32, kind: u32, bytes: &[u8], lease: Option<Arc<Lease>>) {
+    fn push(
+        &self,
+        call: u32,
+        kind: u32,
+        bytes: &[u8],
+        leases: impl IntoIterator<Item = Arc<Lease>>,
+    ) {
         let first = {
             let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
             let first = batch.heads.is_empty();
             batch.bytes.extend_from_slice(bytes);
             let end = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
             batch.heads.extend([call, kind, end]);
-            batch.leases.extend(lease);
+            batch.leases.extend(leases);
             first
         };
         if first {
@@ -171,26 +181,38 @@ impl Answer {
         self.give(document.map(|document| document.map_or(Outcome::Nothing, Outcome::Document)));
     }
 
+    /// Answers with what a claim came to.
+    pub fn claimed(self, claimed: Result<Vec<Locked>, Error>) {
+        self.give(claimed.map(Outcome::Claimed));
+    }
+
     /// Answers.
     pub fn give(mut self, result: Result<Outcome, Error>) {
         self.given = true;
-        let (kind, encoded, lease) = match result {
-            Ok(Outcome::Nothing) => (kind::NOTHING, Ok(Vec::new()), None),
-            Ok(Outcome::Document(document)) => (kind::DOCUMENT, document.to_vec(), None),
+        let (kind, encoded, leases) = match result {
+            Ok(Outcome::Nothing) => (kind::NOTHING, Ok(Vec::new()), Vec::new()),
+            Ok(Outcome::Document(document)) => (kind::DOCUMENT, document.to_vec(), Vec::new()),
             Ok(Outcome::Locked(Locked { document, lease })) => {
-                (kind::LOCKED, document.to_vec(), Some(lease))
+                (kind::LOCKED, document.to_vec(), vec![lease])
             }
-            Err(error) => (kind::FAILURE, error.report().to_vec(), None),
+            Ok(Outcome::Claimed(claimed)) => {
+                let encoded = claimed.iter().try_fold(Vec::new(), |mut bytes, locked| {
+                    locked.document.to_writer(&mut bytes).map(|()| bytes)
+                });
+                let leases = claimed.into_iter().map(|locked| locked.lease).collect();
+                (kind::CLAIMED, encoded, leases)
+            }
+            Err(error) => (kind::FAILURE, error.report().to_vec(), Vec::new()),
         };
         match encoded {
-            Ok(bytes) => self.bridge.push(self.call, kind, &bytes, lease),
+            Ok(bytes) => self.bridge.push(self.call, kind, &bytes, leases),
             Err(_) => self.fail("a document could not be encoded"),
         }
     }
 
     fn fail(&self, reason: &'static str) {
         let bytes = Error::Internal(reason).report().to_vec().unwrap_or_default();
-        self.bridge.push(self.call, kind::FAILURE, &bytes, None);
+        self.bridge.push(self.call, kind::FAILURE, &bytes, []);
     }
 }
 

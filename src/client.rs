@@ -11,10 +11,12 @@ use std::time::Duration;
 use napi::bindgen_prelude::{Function, Uint8Array};
 use napi::{Env, Error as NapiError, Result, Status};
 use napi_derive::napi;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::bridge::{Answer, Batched, Bridge};
-use crate::command::{Subject, Target};
+use crate::claim::Claim;
+use crate::command::Target;
 use crate::error::Error;
 use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
@@ -142,21 +144,35 @@ impl NativeCollection {
         terms: Option<NativeTerms>,
         wait_ms: Option<f64>,
     ) -> Result<Option<NativeWait>> {
-        let terms = terms.map(|terms| Terms {
-            duration_ms,
-            max_hold: milliseconds(terms.max_hold),
-            max_stall: milliseconds(terms.max_stall),
-        });
-        let (patience, wait) = wait_ms
-            .map(|ms| {
-                let (patience, cancel) = Patience::new(finite(ms));
-                (patience, NativeWait { cancel })
-            })
-            .unzip();
+        let terms = terms.map(|terms| terms.of(duration_ms));
+        let (patience, wait) = patience(wait_ms);
         self.start(env, call, subject, move |collection, subject, answer| async move {
             let answer = |locked| answer.locked(locked);
             let request = Request { subject, duration_ms, terms };
             collection.lock(request, patience, answer).await;
+        })?;
+        Ok(wait)
+    }
+
+    /// Claims up to `limit` documents of a query, given as BSON: `{ filter, sort, collation, set }`; answers with the documents
+    /// and a lease for each. Waits so many milliseconds for the first of them.
+    #[napi]
+    #[allow(clippy::too_many_arguments)]
+    pub fn claim(
+        &self,
+        env: Env,
+        call: u32,
+        query: &[u8],
+        duration_ms: i64,
+        limit: u32,
+        terms: Option<NativeTerms>,
+        wait_ms: Option<f64>,
+    ) -> Result<Option<NativeWait>> {
+        let terms = terms.map(|terms| terms.of(duration_ms));
+        let (patience, wait) = patience(wait_ms);
+        self.start(env, call, query, move |collection, query, answer| async move {
+            let claim = Claim { query, limit: limit as usize, duration_ms, terms };
+            collection.claim(claim, patience, |claimed| answer.claimed(claimed)).await;
         })?;
         Ok(wait)
     }
@@ -213,20 +229,20 @@ impl NativeCollection {
 
 impl NativeCollection {
     /// Starts a call. Even its subject is read on the runtime: the event loop has enough to do.
-    fn start<F: Future<Output = ()> + Send>(
+    fn start<S: DeserializeOwned + Send, F: Future<Output = ()> + Send>(
         &self,
         env: Env,
         call: u32,
         subject: &[u8],
-        work: impl FnOnce(Arc<Collection>, Subject, Answer) -> F + Send + 'static,
+        work: impl FnOnce(Arc<Collection>, S, Answer) -> F + Send + 'static,
     ) -> Result<()> {
         let runtime = runtime().map_err(thrown)?;
         let (subject, collection) = (subject.to_vec(), Arc::clone(&self.collection));
         let answer = self.bridge.begin(env, call);
         runtime.spawn(async move {
-            match Subject::from_bson(&subject) {
+            match bson::deserialize_from_slice(&subject) {
                 Ok(subject) => work(collection, subject, answer).await,
-                Err(error) => answer.give(Err(error.into())),
+                Err(error) => answer.give(Err(Error::Bson(error))),
             }
         });
         Ok(())
@@ -256,6 +272,25 @@ pub struct NativeTerms {
     pub max_hold: f64,
     /// Milliseconds for which the event loop has not turned; Infinity for ever.
     pub max_stall: f64,
+}
+
+impl NativeTerms {
+    fn of(&self, duration_ms: i64) -> Terms {
+        Terms {
+            duration_ms,
+            max_hold: milliseconds(self.max_hold),
+            max_stall: milliseconds(self.max_stall),
+        }
+    }
+}
+
+/// The patience of a call, and what ends it.
+fn patience(wait_ms: Option<f64>) -> (Option<Patience>, Option<NativeWait>) {
+    let begin = |ms| {
+        let (patience, cancel) = Patience::new(finite(ms));
+        (patience, NativeWait { cancel })
+    };
+    wait_ms.map(begin).unzip()
 }
 
 /// One acquisition, as this process believes it to stand. When it is collected, the lock is not kept alive any more.

@@ -39,6 +39,7 @@ pub struct Watched {
     /// Name of the collection.
     pub collection: String,
     locked: String,
+    inserted: bool,
 }
 
 /// What one call is about: which document, and which of its fields the call sets beside the lock's own.
@@ -47,6 +48,22 @@ pub struct Subject {
     /// `_id`, the discriminator's key, the shard key's fields: each must be equal to the value given.
     pub key: Document,
     /// Fields to set, timestamps above all. Often empty.
+    pub set: Document,
+    /// What else the document must meet to be locked: the query of a claim.
+    #[serde(default)]
+    pub filter: Option<Document>,
+}
+
+/// Which documents are to be claimed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Query {
+    /// The user's filter, cast; with the discriminator's key.
+    pub filter: Document,
+    /// In which order they are to be taken, if any.
+    pub sort: Option<Document>,
+    /// The collation of filter and order, if not the collection's own.
+    pub collation: Option<Document>,
+    /// Fields to set with the lock.
     pub set: Document,
 }
 
@@ -70,9 +87,9 @@ pub struct State {
 }
 
 impl Subject {
-    /// Reads a subject from the BSON that JavaScript sent.
-    pub fn from_bson(bytes: &[u8]) -> bson::error::Result<Self> {
-        bson::deserialize_from_slice(bytes)
+    /// A document by its key alone.
+    pub fn of(key: Document) -> Self {
+        Self { key, set: Document::new(), filter: None }
     }
 
     /// The document's `_id`.
@@ -100,19 +117,71 @@ impl Target {
             "$expr",
             doc! { "$cond": [mine.clone(), self.still_held(), doc! { "$lte": [&locked, "$$NOW"] }] },
         );
-        let until = self.at_least(duration_ms);
-        let token = self.by_ref(".token");
-        let count = doc! { "$cond": [doc! { "$isNumber": &token }, &token, 0] };
-        let holder = doc! {
-            "lease": lease,
-            "token": { "$cond": [mine.clone(), &token, doc! { "$add": [count, 1] }] },
-            "label": { "$literal": &self.label },
-            "since": { "$cond": [mine, format!("{by}.since"), "$$NOW"] },
-            "until": until.clone(),
-        };
-        // `$mergeObjects` builds a new object; an object literal would be merged into what is stored.
-        let set = doc! { &self.locked: until, &self.by: { "$mergeObjects": [holder] } };
+        if let Some(query) = &subject.filter {
+            filter.insert("$and", [query.clone()]);
+        }
+        let token = doc! { "$cond": [mine.clone(), self.by_ref(".token"), self.next_token()] };
+        let since = doc! { "$cond": [mine, format!("{by}.since"), "$$NOW"] };
+        let set = self.taken(lease, token, since, duration_ms);
         self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms)
+    }
+
+    /// Finds at most `count` documents of the query that are free, in its order: their `_id`s.
+    pub fn candidates(&self, query: &Query, count: usize, max_time_ms: i64) -> Document {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let mut command = doc! {
+            "find": &self.collection,
+            "filter": self.free(query, Document::new()),
+            "projection": { "_id": 1 },
+            "limit": count,
+            "batchSize": count,
+            "singleBatch": true,
+            "maxTimeMS": max_time_ms,
+        };
+        if let Some(sort) = &query.sort {
+            command.insert("sort", sort.clone());
+        }
+        if let Some(collation) = &query.collation {
+            command.insert("collation", collation.clone());
+        }
+        command
+    }
+
+    /// Locks those of the documents that are still free and still match the query, all with one lease.
+    pub fn claim(
+        &self,
+        query: &Query,
+        ids: &[Bson],
+        lease: ObjectId,
+        duration_ms: i64,
+        max_time_ms: i64,
+    ) -> Document {
+        let filter = self.free(query, doc! { "_id": { "$in": ids } });
+        let mut set = self.taken(lease, self.next_token(), "$$NOW", duration_ms);
+        set.extend(literals(&query.set));
+        let mut update = doc! { "q": filter, "u": [{ "$set": set }], "multi": true };
+        if let Some(collation) = &query.collation {
+            update.insert("collation", collation.clone());
+        }
+        doc! {
+            "update": &self.collection,
+            "updates": [update],
+            "writeConcern": self.write_concern.clone(),
+            "maxTimeMS": max_time_ms,
+        }
+    }
+
+    /// Finds those of the documents that the lease holds.
+    pub fn claimed(&self, ids: &[Bson], lease: ObjectId, max_time_ms: i64) -> Document {
+        let mut filter = doc! { "_id": { "$in": ids } };
+        filter.insert(format!("{}.lease", self.by), lease);
+        filter.insert("$expr", self.still_held());
+        doc! {
+            "find": &self.collection,
+            "filter": filter,
+            "projection": self.fields.clone(),
+            "maxTimeMS": max_time_ms,
+        }
     }
 
     /// Prolongs the lock that `hold` holds to at least `duration_ms` from now; never revives a lapsed one.
@@ -215,9 +284,9 @@ impl Target {
         self.find(subject, &doc! { "left": left }, max_time_ms)
     }
 
-    /// What is to be known of a release of one of the collection's documents.
-    pub fn watched(&self) -> Watched {
-        Watched { collection: self.collection.clone(), locked: self.locked.clone() }
+    /// What is to be known of a release of one of the collection's documents, and of new ones if they are waited for too.
+    pub fn watched(&self, inserted: bool) -> Watched {
+        Watched { collection: self.collection.clone(), locked: self.locked.clone(), inserted }
     }
 
     /// Finds the document, as `{ mine }`: whether `hold` was the last to take its lock.
@@ -265,9 +334,7 @@ impl Target {
         fields: Document,
         max_time_ms: i64,
     ) -> Document {
-        for (path, value) in &subject.set {
-            set.insert(path, doc! { "$literal": value.clone() });
-        }
+        set.extend(literals(&subject.set));
         let mut command = doc! {
             "findAndModify": &self.collection,
             "query": filter,
@@ -280,6 +347,38 @@ impl Target {
         command.insert("writeConcern", self.write_concern.clone());
         command.insert("maxTimeMS", max_time_ms);
         command
+    }
+
+    /// What a lock writes: its end, and its holder.
+    fn taken(
+        &self,
+        lease: ObjectId,
+        token: impl Into<Bson>,
+        since: impl Into<Bson>,
+        duration_ms: i64,
+    ) -> Document {
+        let until = self.at_least(duration_ms);
+        let holder = doc! {
+            "lease": lease,
+            "token": token,
+            "label": { "$literal": &self.label },
+            "since": since,
+            "until": until.clone(),
+        };
+        // `$mergeObjects` builds a new object; an object literal would be merged into what is stored.
+        doc! { &self.locked: until, &self.by: { "$mergeObjects": [holder] } }
+    }
+
+    fn next_token(&self) -> Document {
+        let token = self.by_ref(".token");
+        doc! { "$add": [{ "$cond": [{ "$isNumber": &token }, &token, 0] }, 1] }
+    }
+
+    /// The documents of the query that are free, if they meet `others` too.
+    fn free(&self, query: &Query, mut others: Document) -> Document {
+        others.insert("$and", [query.filter.clone()]);
+        others.insert("$expr", doc! { "$lte": [self.locked_ref(), "$$NOW"] });
+        others
     }
 
     /// Nobody needs the holder's record of what is released.
@@ -341,7 +440,7 @@ impl Target {
 }
 
 impl Watched {
-    /// A change stream's pipeline that lets releases through, replacements, and deletes, as little of each as is needed.
+    /// A change stream's pipeline that lets releases through, replacements and deletes, as little of each as is needed.
     ///
     /// A release writes the present moment, a lock or a renewal a later one. Only servers from 6.0 on tell the moment of a
     /// change; the others' locks are let through too. A router's `$$NOW` may be ahead of a shard's clock by a little.
@@ -354,7 +453,8 @@ impl Watched {
             { "$gt": [&written, Bson::Null] },
             { "$lte": [&written, moment] },
         ] };
-        let others = doc! { "$not": [{ "$in": ["$operationType", ["insert", "update"]] }] };
+        let quiet = if self.inserted { vec!["update"] } else { vec!["insert", "update"] };
+        let others = doc! { "$not": [{ "$in": ["$operationType", quiet] }] };
         [
             doc! { "$match": { "$expr": { "$or": [others, is_release] } } },
             doc! { "$project": { "operationType": 1, "ns": 1, "documentKey": 1, "locked": written } },
@@ -396,6 +496,12 @@ fn equal_to(key: &Document) -> Document {
         .collect()
 }
 
+/// Values to set, each meaning itself.
+fn literals(set: &Document) -> impl Iterator<Item = (String, Bson)> {
+    set.iter()
+        .map(|(path, value)| (path.clone(), Bson::Document(doc! { "$literal": value.clone() })))
+}
+
 fn ids(holds: &[(Bson, ObjectId)]) -> Vec<Bson> {
     holds.iter().map(|(id, _)| id.clone()).collect()
 }
@@ -433,7 +539,7 @@ mod tests {
     }
 
     fn subject(id: impl Into<Bson>) -> Subject {
-        Subject { key: doc! { "_id": id.into() }, set: Document::new() }
+        Subject::of(doc! { "_id": id.into() })
     }
 
     fn hold() -> Hold {

@@ -262,7 +262,7 @@ impl Keeper {
 
     /// Tells why the lock is lost, or nothing when it has been renewed.
     async fn renew_one(&self, kept: &Kept) -> Result<Option<Reason>, Error> {
-        let subject = Subject { key: kept.key.clone(), set: Document::new() };
+        let subject = Subject::of(kept.key.clone());
         let ms = milliseconds(kept.terms.patience());
         let command = self.target.extend(&subject, kept.lease.hold(), kept.terms.duration_ms, ms);
         let reply = run(&self.database, &command).await?;

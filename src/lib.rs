@@ -13,12 +13,14 @@
 //! - [`command`]: the commands' documents, pure functions
 //! - [`keeper`]: renews what is held, in batches; notices what is lost
 //! - [`waiter`]: waits for locked documents
+//! - [`claim`]: claims documents by a query
 //! - [`lease`]: one held lock, its deadline and standing
 //! - [`options`]: Mongoose's connection options for the Rust driver
 //! - [`error`]: what can go wrong
 //! - [`runtime`]: the threads it all runs on
 
 mod bridge;
+mod claim;
 mod client;
 mod command;
 mod error;

@@ -7,20 +7,22 @@
 use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::hash::{BuildHasher, RandomState};
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, oid::ObjectId};
+use bson::{Bson, Document, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::{Client, Database};
 use tokio::sync::{RwLock, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::claim::{self, Claim, Crowd};
 use crate::command::{Hold, Subject, Target};
 use crate::error::Error;
 use crate::keeper::{Keeper, Pulse, Terms};
 use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
-use crate::waiter::{self, Lobby, Patience, Place};
+use crate::waiter::{self, Listener, Lobby, Patience, Place};
 
 /// How long calls in flight may still take once their client is being closed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -31,6 +33,9 @@ const SLACK: Duration = Duration::from_millis(200);
 /// The first pause before a command is sent again, and the longest; both are shortened at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Database, collection and path of the lock, and whether new documents are waited for too.
+type LobbyName = ([String; 3], bool);
 
 /// One native client, the counterpart of one `MongoClient` of Mongoose's.
 pub struct Store {
@@ -46,8 +51,8 @@ pub struct Store {
     keepers: Mutex<Vec<Arc<Keeper>>>,
     /// How many commands of the keepers may be on their way at once.
     places: Arc<Semaphore>,
-    /// Where is waited for the documents of a namespace, by the path of their locks.
-    lobbies: Mutex<HashMap<[String; 3], Arc<Lobby>>>,
+    /// Where is waited for the documents of a collection.
+    lobbies: Mutex<HashMap<LobbyName, Arc<Lobby>>>,
     /// Nobody is to wait any more.
     ended: watch::Sender<bool>,
 }
@@ -102,10 +107,11 @@ impl Store {
         Ok(aside.as_ref().map_err(Clone::clone)?.database(database))
     }
 
-    fn lobby(&self, database: &str, target: &Target) -> Arc<Lobby> {
+    fn lobby(&self, database: &str, target: &Target, inserted: bool) -> Arc<Lobby> {
         let name = [database.to_owned(), target.collection.clone(), target.locked.clone()];
         let mut lobbies = self.lobbies.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(lobbies.entry(name).or_insert_with(|| Lobby::new(target)))
+        let lobby = lobbies.entry((name, inserted));
+        Arc::clone(lobby.or_insert_with(|| Lobby::new(target, inserted)))
     }
 
     /// Answers all who wait for a lock with an error; those who come later try once.
@@ -139,9 +145,11 @@ pub struct Locked {
 }
 
 /// Why a lock call failed, and the lease that it may have left behind.
-struct Failed {
-    error: Error,
-    leftover: Option<ObjectId>,
+pub struct Failed {
+    /// What went wrong.
+    pub error: Error,
+    /// Of a lock that nobody has asked for any more.
+    pub leftover: Option<ObjectId>,
 }
 
 /// What one lock call asks for.
@@ -154,17 +162,22 @@ pub struct Request {
     pub terms: Option<Terms>,
 }
 
-/// The answer to a lock call.
-pub trait Replying: FnOnce(Result<Option<Locked>, Error>) + Send {}
+/// The answer to a call: `None` of a lock, no document of a claim, mean that nothing could be had.
+pub trait Replying<T>: FnOnce(Result<T, Error>) + Send {}
 
-impl<F: FnOnce(Result<Option<Locked>, Error>) + Send> Replying for F {}
+impl<T, F: FnOnce(Result<T, Error>) + Send> Replying<T> for F {}
 
-/// Answers a lock call, once.
-pub struct Reply<A>(Option<A>);
+/// Answers a call, once.
+pub struct Reply<T, A: Replying<T>>(Option<A>, PhantomData<fn(T)>);
 
-impl<A: Replying> Reply<A> {
+impl<T, A: Replying<T>> Reply<T, A> {
+    /// With this answer.
+    pub fn new(answer: A) -> Self {
+        Self(Some(answer), PhantomData)
+    }
+
     /// Answers, unless that was done before.
-    pub fn give(&mut self, result: Result<Option<Locked>, Error>) {
+    pub fn give(&mut self, result: Result<T, Error>) {
         if let Some(answer) = self.0.take() {
             answer(result);
         }
@@ -188,21 +201,28 @@ pub struct Collection {
     target: Target,
     keeper: OnceLock<Result<Arc<Keeper>, Error>>,
     lobby: Arc<Lobby>,
+    crowd: Crowd,
 }
 
 impl Collection {
     /// The collection that `target` names in a database.
     pub fn new(store: Arc<Store>, database: &str, target: Target) -> Arc<Self> {
-        let lobby = store.lobby(database, &target);
+        let lobby = store.lobby(database, &target, false);
         let database = store.client.database(database);
-        Arc::new(Self { store, database, target, keeper: OnceLock::new(), lobby })
+        let (keeper, crowd) = (OnceLock::new(), Crowd::default());
+        Arc::new(Self { store, database, target, keeper, lobby, crowd })
     }
 
     /// Locks a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is gone, or
     /// locked, and not released while the caller had patience; one without any has a single try.
-    pub async fn lock(&self, request: Request, patience: Option<Patience>, answer: impl Replying) {
+    pub async fn lock(
+        &self,
+        request: Request,
+        patience: Option<Patience>,
+        answer: impl Replying<Option<Locked>>,
+    ) {
         let _running = self.store.running.read().await;
-        let mut reply = Reply(Some(answer));
+        let mut reply = Reply::new(answer);
         let Some(patience) = patience else {
             if let Tried::Refused = self.try_once(&request, pending(), &mut reply).await {
                 reply.give(Ok(None));
@@ -223,6 +243,51 @@ impl Collection {
         waiter::wait(self, &request, &patience, &mut reply).await;
     }
 
+    /// Locks up to `limit` documents of a query, as [`Collection::lock`] does one. Answers with none when there are none,
+    /// and none came while the caller had patience.
+    pub async fn claim(
+        &self,
+        claim: Claim,
+        patience: Option<Patience>,
+        answer: impl Replying<Vec<Locked>>,
+    ) {
+        let _running = self.store.running.read().await;
+        claim::claim(self, &claim, patience.as_ref(), Reply::new(answer)).await;
+    }
+
+    /// Listens for documents that may be claimed now.
+    pub fn listen(&self) -> Result<Listener, Error> {
+        let database = self.store.aside(self.database.name())?;
+        let lobby = self.store.lobby(self.database.name(), &self.target, true);
+        lobby.listen(&database).ok_or(Error::Closed)
+    }
+
+    /// The constant part of the commands.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// How much company the claims have.
+    pub fn crowd(&self) -> &Crowd {
+        &self.crowd
+    }
+
+    /// Begins to count the time of a call.
+    pub fn begin(&self) -> Call {
+        Call::begin(&self.store)
+    }
+
+    /// Keeps locks alive on these terms, if there are any.
+    pub fn keep(&self, locked: &[Locked], terms: Option<Terms>) -> Result<(), Error> {
+        let Some(terms) = terms else { return Ok(()) };
+        let keeper = self.keeper()?;
+        for Locked { document, lease } in locked {
+            let id = document.get("_id").cloned().unwrap_or(Bson::Null);
+            keeper.keep(doc! { "_id": id }, Arc::clone(lease), terms);
+        }
+        Ok(())
+    }
+
     /// Joins those who wait for a document.
     pub fn enter(&self, request: &Request) -> Result<Place, Error> {
         let database = self.store.aside(self.database.name())?;
@@ -230,10 +295,10 @@ impl Collection {
     }
 
     /// Ends when the caller has waited for long enough, or nobody is to wait any more.
-    pub async fn over(&self, patience: &Patience) -> Result<Option<Locked>, Error> {
+    pub async fn over<T: Default>(&self, patience: &Patience) -> Result<T, Error> {
         let mut ended = self.store.ended.subscribe();
         tokio::select! {
-            () = patience.over() => Ok(None),
+            () = patience.over() => Ok(T::default()),
             // The sender lives as long as the store, so this ends with a change only.
             _ = ended.wait_for(|ended| *ended) => Err(Error::Closed),
         }
@@ -241,11 +306,11 @@ impl Collection {
 
     /// Tries once to lock a document. Replies with what `cut` comes to, or that the time is up, if that comes first; what is
     /// won after that is released.
-    pub async fn try_once<A: Replying>(
+    pub async fn try_once<A: Replying<Option<Locked>>>(
         &self,
         request: &Request,
         cut: impl Future<Output = Result<Option<Locked>, Error>> + Send,
-        reply: &mut Reply<A>,
+        reply: &mut Reply<Option<Locked>, A>,
     ) -> Tried {
         let Request { subject, duration_ms, terms } = request;
         let keeping = match terms.map(|terms| self.keeper().map(|keeper| (keeper, terms))) {
@@ -283,11 +348,11 @@ impl Collection {
 
     /// Looks for how long a document is locked, at the most; `None` when it is gone. Replies, and gives nothing, when that
     /// fails, or what `cut` comes to if that comes first.
-    pub async fn look<A: Replying>(
+    pub async fn look<A: Replying<Option<Locked>>>(
         &self,
         subject: &Subject,
         cut: impl Future<Output = Result<Option<Locked>, Error>> + Send,
-        reply: &mut Reply<A>,
+        reply: &mut Reply<Option<Locked>, A>,
     ) -> Option<Option<Duration>> {
         let call = Call::begin(&self.store);
         let work = self.read(|ms| self.target.look(subject, ms), &call);
@@ -398,7 +463,8 @@ impl Collection {
         self.keeper.get_or_init(make).clone()
     }
 
-    async fn acquire(
+    /// Tries to lock one document until there is an answer.
+    pub async fn acquire(
         &self,
         subject: &Subject,
         duration_ms: i64,
@@ -486,15 +552,19 @@ impl Collection {
 
     /// Releases a lease that nobody waits for any more, until it would have lapsed by itself.
     async fn release_in_background(&self, subject: &Subject, lease: ObjectId, duration_ms: i64) {
-        let lapsed = Moment::now().plus_ms(duration_ms);
-        let subject = Subject { key: subject.key.clone(), set: Document::new() };
         // Whatever has this lease by now is nobody's.
-        let hold = Hold { lease, token: None };
+        let (subject, hold) = (Subject::of(subject.key.clone()), Hold { lease, token: None });
+        self.send_in_background(duration_ms, |ms| self.target.release(&subject, &hold, ms)).await;
+    }
+
+    /// Sends a command that nobody waits for, until it is answered, or would be of no use any more.
+    pub async fn send_in_background(&self, duration_ms: i64, command: impl Fn(i64) -> Document) {
+        let lapsed = Moment::now().plus_ms(duration_ms);
         let mut pause = FIRST_PAUSE;
         loop {
             let ms = i64::try_from(LONGEST_PAUSE.as_millis()).unwrap_or(i64::MAX);
             // Even while the client is being closed: for a second it can still be reached.
-            match run(&self.database, &self.target.release(&subject, &hold, ms)).await {
+            match run(&self.database, &command(ms)).await {
                 Err(error) if error.is_ambiguous() || error.is_server_selection() => {}
                 _ => return,
             }
@@ -571,7 +641,18 @@ impl Collection {
         })
     }
 
-    async fn run(&self, command: &Document) -> Result<Document, Error> {
+    /// Finds documents on the primary, in as many batches as they take.
+    pub async fn find(&self, command: Document) -> Result<Vec<Document>, Error> {
+        let mut cursor = self.database.run_cursor_command(command).await?;
+        let mut found = Vec::new();
+        while cursor.advance().await? {
+            found.push(cursor.deserialize_current()?);
+        }
+        Ok(found)
+    }
+
+    /// Sends a command, unless the client is being closed.
+    pub async fn run(&self, command: &Document) -> Result<Document, Error> {
         if *self.store.closing.borrow() {
             return Err(Error::Closed);
         }
@@ -617,7 +698,7 @@ pub async fn run(database: &Database, command: &Document) -> Result<Document, Er
 }
 
 /// One call of the user's: when it must be answered, and what went wrong last.
-struct Call {
+pub struct Call {
     began: Instant,
     ends: Instant,
     closing: watch::Receiver<bool>,
@@ -638,12 +719,12 @@ impl Call {
 
     /// Lets `work` run to its end. Replies with what `cut` comes to, or that the time is up, if that comes first; tells too
     /// whether it did not.
-    async fn to_its_end<T, A: Replying>(
+    pub async fn to_its_end<W, T, A: Replying<T>>(
         &self,
-        work: impl Future<Output = T>,
-        cut: impl Future<Output = Result<Option<Locked>, Error>>,
-        reply: &mut Reply<A>,
-    ) -> (T, bool) {
+        work: impl Future<Output = W>,
+        cut: impl Future<Output = Result<T, Error>>,
+        reply: &mut Reply<T, A>,
+    ) -> (W, bool) {
         tokio::pin!(work, cut);
         let early = tokio::select! {
             done = &mut work => return (done, true),
@@ -655,13 +736,13 @@ impl Call {
     }
 
     /// The time that a command may take on the server. At least 1: to the server 0 means no limit.
-    fn milliseconds_left(&self) -> i64 {
+    pub fn milliseconds_left(&self) -> i64 {
         let left = self.ends.saturating_duration_since(Instant::now()).as_millis();
         i64::try_from(left).unwrap_or(i64::MAX).clamp(1, i64::from(i32::MAX))
     }
 
     /// Waits before the next attempt. Gives the error back if another attempt is of no use or too late.
-    async fn pause_after(&self, error: Error) -> Result<(), Error> {
+    pub async fn pause_after(&self, error: Error) -> Result<(), Error> {
         if !error.is_passing() || *self.closing.borrow() {
             return Err(error);
         }
@@ -705,6 +786,11 @@ impl Call {
 
 /// Half of the pause to all of it, at random: those that failed together do not come back together.
 pub fn jittered(pause: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0_u8) % 1000;
-    pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 1000
+    pause / 2 + pause / 2 * random(1001) / 1000
+}
+
+/// A random number below `limit`; none too good.
+pub fn random(limit: u32) -> u32 {
+    let number = RandomState::new().hash_one(0_u8) % u64::from(limit.max(1));
+    u32::try_from(number).unwrap_or(0)
 }

@@ -14,11 +14,11 @@ use bson::{Bson, DateTime, Document, doc};
 use mongodb::Database;
 use mongodb::change_stream::ChangeStream;
 use tokio::sync::{MutexGuard as Turn, Notify, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::command::{Target, Watched};
 use crate::error::Error;
-use crate::store::{Collection, Reply, Replying, Request, Tried, jittered, run};
+use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, run};
 
 /// The shortest pause between two polls; the longest is the user's to choose.
 const SHORTEST_POLL: Duration = Duration::from_millis(10);
@@ -190,12 +190,52 @@ enum Feed {
 
 struct Hall {
     queues: HashMap<Vec<u8>, Entry>,
+    /// How many listen for news of any document.
+    listeners: usize,
     feed: Feed,
     /// Whether a task looks after the stream, and one after the poll.
     is_fed: bool,
     is_polled: bool,
     /// When the last one left.
     left: Instant,
+}
+
+impl Hall {
+    fn is_empty(&self) -> bool {
+        self.queues.is_empty() && self.listeners == 0
+    }
+
+    /// Whether a task has to be started that looks after the stream.
+    fn begins_to_feed(&mut self) -> bool {
+        if self.is_fed || matches!(self.feed, Feed::Refused(at) if at.elapsed() < REFUSED) {
+            return false;
+        }
+        self.is_fed = true;
+        true
+    }
+}
+
+/// Hears of all documents of a collection that may have become free.
+pub struct Listener {
+    lobby: Arc<Lobby>,
+    news: watch::Receiver<()>,
+}
+
+impl Listener {
+    /// Ends when something has happened since it ended last, or after a while at the latest: not all that happens is
+    /// news, and time may have come for a document.
+    pub async fn news(&mut self, longest: Duration) {
+        // The sender is the lobby's own.
+        let _ = timeout(longest.min(self.lobby.longest_poll), self.news.changed()).await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut hall = self.lobby.hall();
+        hall.listeners -= 1;
+        hall.left = Instant::now();
+    }
 }
 
 /// Where this process waits for the documents of one collection.
@@ -205,23 +245,28 @@ pub struct Lobby {
     hall: Mutex<Hall>,
     /// The poll has to be more frequent.
     hurry: Notify,
+    /// Something has happened that may concern those who listen.
+    news: watch::Sender<()>,
     this: Weak<Lobby>,
 }
 
 impl Lobby {
-    /// An empty lobby, for the collection and the lock's path of `target`.
-    pub fn new(target: &Target) -> Arc<Self> {
+    /// An empty lobby, for the collection and the lock's path of `target`; one where new documents are listened for too
+    /// has another stream.
+    pub fn new(target: &Target, inserted: bool) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
-            watched: target.watched(),
+            watched: target.watched(inserted),
             longest_poll: Duration::from_millis(target.poll_interval_ms.into()).max(SHORTEST_POLL),
             hall: Mutex::new(Hall {
                 queues: HashMap::new(),
+                listeners: 0,
                 feed: Feed::None,
                 is_fed: false,
                 is_polled: false,
                 left: Instant::now(),
             }),
             hurry: Notify::new(),
+            news: watch::channel(()).0,
             this: Weak::clone(this),
         })
     }
@@ -259,9 +304,7 @@ impl Lobby {
             if is_first && hall.feed != Feed::Live {
                 self.hurry.notify_one();
             }
-            let may_feed = !matches!(hall.feed, Feed::Refused(at) if at.elapsed() < REFUSED);
-            let feeds = may_feed && !hall.is_fed;
-            hall.is_fed |= may_feed;
+            let feeds = hall.begins_to_feed();
             let polls = !std::mem::replace(&mut hall.is_polled, true);
             (queue, feeds, polls)
         };
@@ -272,6 +315,21 @@ impl Lobby {
             tokio::spawn(Self::poll(Weak::clone(&self.this), database.clone()));
         }
         Some(Place { lobby, key, queue })
+    }
+
+    /// Listens for documents that are released, replaced or, if they are waited for, inserted.
+    pub fn listen(&self, database: &Database) -> Option<Listener> {
+        let lobby = self.this.upgrade()?;
+        let feeds = {
+            let mut hall = self.hall();
+            hall.listeners += 1;
+            hall.begins_to_feed()
+        };
+        if feeds {
+            tokio::spawn(Self::feed(Weak::clone(&self.this), database.clone()));
+        }
+        let news = self.news.subscribe();
+        Some(Listener { lobby, news })
     }
 
     fn hall(&self) -> MutexGuard<'_, Hall> {
@@ -299,7 +357,7 @@ impl Lobby {
             {
                 let mut hall = lobby.hall();
                 hall.feed = Feed::None;
-                if hall.queues.is_empty() {
+                if hall.is_empty() {
                     hall.is_fed = false;
                     return;
                 }
@@ -323,7 +381,7 @@ impl Lobby {
                 Ok(Some(event)) => self.tell(&event),
                 Ok(None) => {
                     let hall = self.hall();
-                    if hall.queues.is_empty() && hall.left.elapsed() >= LINGER {
+                    if hall.is_empty() && hall.left.elapsed() >= LINGER {
                         return;
                     }
                 }
@@ -333,6 +391,7 @@ impl Lobby {
     }
 
     fn tell(&self, event: &Document) {
+        self.news.send_replace(());
         let Ok(id) = event.get_document("documentKey").map(|key| key.get("_id")) else {
             // The collection was dropped, or renamed: nothing is as it was.
             return self.call_all(Call::Look);
@@ -364,6 +423,7 @@ impl Lobby {
     }
 
     fn call_all(&self, call: Call) {
+        self.news.send_replace(());
         for Entry { queue, .. } in self.hall().queues.values() {
             queue.call(call);
         }
@@ -436,11 +496,11 @@ enum Step {
 }
 
 /// Waits until the document is locked, gone, or the patience is over, and replies with that.
-pub async fn wait<A: Replying>(
+pub async fn wait<A: Replying<Option<Locked>>>(
     collection: &Collection,
     request: &Request,
     patience: &Patience,
-    reply: &mut Reply<A>,
+    reply: &mut Reply<Option<Locked>, A>,
 ) {
     let place = match collection.enter(request) {
         Ok(place) => place,

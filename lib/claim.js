@@ -1,0 +1,77 @@
+/*
+ * Owns `Model.claim`: the documents of a query, each locked for the caller. What is free and who gets it is decided natively.
+ */
+'use strict';
+
+const { Acquisition } = require('./acquisition');
+const { checkClaimOptions, checkDuration, checkFilter, sortError } = require('./arguments');
+const { begin } = require('./client');
+const { hold, modelFor } = require('./document');
+const { releaseAtExit } = require('./exit');
+const { Patience, orAborted } = require('./patience');
+
+/** Filter and order, cast as Mongoose casts those of a find. */
+function castQuery(Model, filter, sort) {
+  const query = Model.find(filter);
+  query._castConditions();
+  if (query.error()) throw query.error();
+  if (sort === undefined || sort === null) return { filter: query.getFilter() };
+  try {
+    query.sort(sort);
+    checkOrder(query.getOptions().sort);
+  } catch (error) {
+    throw sortError(sort, error);
+  }
+  return { filter: query.getFilter(), sort: query.getOptions().sort };
+}
+
+function checkOrder(order = {}) {
+  const paths = Object.entries(order);
+  if (paths.length === 0) throw new TypeError('it names no path');
+  for (const [path, direction] of paths) {
+    if (path === '' || (direction !== 1 && direction !== -1)) {
+      throw new TypeError(`the direction of "${path}" must be 1 or -1`);
+    }
+  }
+}
+
+/**
+ * Claims documents of a query.
+ * @returns {Promise<object[]>} the documents, each with a lock of its own; none when there are none
+ */
+async function claim(Model, settings, trace, filter, duration, given) {
+  const durationMs = checkDuration(duration);
+  checkFilter(filter);
+  const { terms, wait, signal, limit, sort } = checkClaimOptions(given, durationMs);
+  const model = modelFor(Model, settings);
+  const cast = castQuery(model.Model, filter, sort);
+  signal?.throwIfAborted();
+  const patience = wait > 0 || signal ? new Patience(wait, signal) : undefined;
+  const opened = model.open('claim');
+  const collection = opened instanceof Promise ? await orAborted(opened, signal) : opened;
+  const query = model.query(cast);
+  const won = [];
+  const letGo = () => {
+    for (const acquisition of won) acquisition.release(trace).catch(() => {});
+  };
+  const read = (bytes, lease) => {
+    const { doc, by } = model.read(bytes);
+    const acquisition = new Acquisition(model, model.keyOf(doc), lease, by);
+    won.push(acquisition);
+    hold(doc, acquisition);
+    return doc;
+  };
+  if (terms) releaseAtExit(settings.exitTimeout);
+  const call = { trace, mongo: model.mongo, read };
+  const start = (number, ms) => collection.claim(number, query, durationMs, limit, terms, ms);
+  try {
+    const claimed = await (patience ? patience.begin(call, start, letGo) : begin(call, start));
+    return claimed ?? [];
+  } catch (error) {
+    // An init hook of the user's may have thrown: nobody gets the others either.
+    letGo();
+    throw error;
+  }
+}
+
+module.exports = { claim };

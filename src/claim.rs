@@ -1,0 +1,318 @@
+//! Claims many documents by a query: finds free ones, locks them with one lease, and reads back what was won.
+//!
+//! Claimers do not agree on anything. Where they get into each other's way, each picks at random from more candidates than
+//! it needs; one that is alone takes the first.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bson::{Bson, Document, doc, oid::ObjectId};
+
+use crate::command::{Hold, Query, Subject};
+use crate::error::Error;
+use crate::keeper::Terms;
+use crate::lease::{Lease, Moment};
+use crate::store::{Call, Collection, Failed, Locked, Reply, Replying, jittered, random};
+use crate::waiter::Patience;
+
+/// Candidates for each document that is wanted, at most.
+const WIDEST: u32 = 8;
+/// The shortest pause before a claimer who found nothing looks again without having heard of anything.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
+/// What one claim asks for.
+pub struct Claim {
+    /// Which documents.
+    pub query: Query,
+    /// How many of them at most.
+    pub limit: usize,
+    /// For how long they are to be locked.
+    pub duration_ms: i64,
+    /// Whether, and on which terms, the locks are kept alive.
+    pub terms: Option<Terms>,
+}
+
+/// How much company the claims on one collection have: the more, the more candidates they choose from.
+pub struct Crowd(AtomicU32);
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Self(AtomicU32::new(1))
+    }
+}
+
+impl Crowd {
+    fn width(&self) -> usize {
+        self.0.load(Ordering::Relaxed) as usize
+    }
+
+    /// Notes whether another was faster.
+    fn note(&self, contested: bool) {
+        let width = self.0.load(Ordering::Relaxed);
+        let next = if contested { (width * 2).min(WIDEST) } else { (width / 2).max(1) };
+        // Not for every claim that went well: it would forget the others at once.
+        if contested || random(4) == 0 {
+            self.0.store(next, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Documents that are locked with this lease, perhaps, and that nobody waits for.
+struct Leftover {
+    lease: ObjectId,
+    ids: Vec<Bson>,
+}
+
+/// Claims, and while there is nothing, waits; replies with what was won.
+pub async fn claim<A: Replying<Vec<Locked>>>(
+    collection: &Collection,
+    claim: &Claim,
+    patience: Option<&Patience>,
+    mut reply: Reply<Vec<Locked>, A>,
+) {
+    let over = async {
+        match patience {
+            Some(patience) => collection.over(patience).await,
+            None => pending().await,
+        }
+    };
+    tokio::pin!(over);
+    let mut listener = None;
+    let mut pause = SHORTEST_PAUSE;
+    for attempt in 0_u32.. {
+        let call = collection.begin();
+        let mut leftover = Leftover { lease: ObjectId::new(), ids: Vec::new() };
+        let work = take(collection, claim, &call, &mut leftover);
+        // However short the patience: what is free is had.
+        let outcome = match (attempt, patience) {
+            (0, Some(patience)) => {
+                let cancelled = async {
+                    patience.cancelled().await;
+                    Ok(Vec::new())
+                };
+                call.to_its_end(work, cancelled, &mut reply).await
+            }
+            _ => call.to_its_end(work, &mut over, &mut reply).await,
+        };
+        match outcome {
+            (Ok(locked), true) if locked.is_empty() && patience.is_some() => {}
+            (Ok(locked), true) => {
+                return reply.give(collection.keep(&locked, claim.terms).map(|()| locked));
+            }
+            (outcome, in_time) => {
+                if let (Err(error), true) = (outcome, in_time) {
+                    reply.give(Err(error));
+                }
+                return forget(collection, &leftover, claim.duration_ms).await;
+            }
+        }
+        if listener.is_none() {
+            match collection.listen() {
+                Ok(begun) => listener = Some(begun),
+                Err(error) => return reply.give(Err(error)),
+            }
+        }
+        let Some(listener) = &mut listener else { return };
+        pause = jittered(pause * 3).max(SHORTEST_PAUSE);
+        tokio::select! {
+            () = listener.news(pause) => {}
+            end = &mut over => return reply.give(end),
+        }
+    }
+}
+
+/// Locks up to as many documents as are wanted. `leftover` gets what it may have locked.
+async fn take(
+    collection: &Collection,
+    claim: &Claim,
+    call: &Call,
+    leftover: &mut Leftover,
+) -> Result<Vec<Locked>, Error> {
+    if claim.limit == 1 {
+        return take_one(collection, claim, call, leftover).await;
+    }
+    let mut won = 0;
+    let mut sent = None;
+    while won < claim.limit {
+        let wanted = claim.limit - won;
+        let (chosen, are_all) = candidates(collection, claim, wanted, call).await?;
+        if chosen.is_empty() {
+            break;
+        }
+        leftover.ids.extend_from_slice(&chosen);
+        // The belief in all of them counts from before the first was asked for.
+        sent.get_or_insert_with(Moment::now);
+        let (locked, in_doubt) = lock_all(collection, claim, &chosen, leftover.lease, call).await?;
+        won += locked;
+        let contested = locked < chosen.len();
+        collection.crowd().note(contested);
+        // Where an attempt's answer was lost nobody knows how many there are: better too few than too many.
+        if in_doubt || (are_all && !contested) {
+            break;
+        }
+    }
+    match sent {
+        Some(sent) => read_back(collection, claim, leftover, sent, call).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// One document takes two commands instead of three.
+async fn take_one(
+    collection: &Collection,
+    claim: &Claim,
+    call: &Call,
+    leftover: &mut Leftover,
+) -> Result<Vec<Locked>, Error> {
+    loop {
+        let (chosen, _) = candidates(collection, claim, 1, call).await?;
+        let Some(id) = chosen.into_iter().next() else { return Ok(Vec::new()) };
+        let subject = Subject {
+            key: doc! { "_id": id.clone() },
+            set: claim.query.set.clone(),
+            filter: Some(claim.query.filter.clone()),
+        };
+        match collection.acquire(&subject, claim.duration_ms, call).await {
+            Ok(Some(locked)) => {
+                collection.crowd().note(false);
+                *leftover = Leftover { lease: locked.lease.hold().lease, ids: vec![id] };
+                return Ok(vec![locked]);
+            }
+            Ok(None) => collection.crowd().note(true),
+            Err(Failed { error, leftover: lease }) => {
+                if let Some(lease) = lease {
+                    *leftover = Leftover { lease, ids: vec![id] };
+                }
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Up to `wanted` documents that are free, a run of those that come first; tells too whether there are no others.
+async fn candidates(
+    collection: &Collection,
+    claim: &Claim,
+    wanted: usize,
+    call: &Call,
+) -> Result<(Vec<Bson>, bool), Error> {
+    let width = collection.crowd().width() * wanted;
+    let target = collection.target();
+    let mut reply =
+        send(collection, call, |ms| target.candidates(&claim.query, width, ms)).await?.0;
+    let found = reply
+        .get_document_mut("cursor")
+        .and_then(|cursor| cursor.get_array_mut("firstBatch").map(std::mem::take))
+        .unwrap_or_default();
+    let mut ids: Vec<Bson> = found
+        .into_iter()
+        .filter_map(|found| match found {
+            Bson::Document(mut document) => document.remove("_id"),
+            _ => None,
+        })
+        .collect();
+    let spare = ids.len().saturating_sub(wanted);
+    let are_all = ids.len() < width && spare == 0;
+    let start = random(u32::try_from(spare + 1).unwrap_or(1)) as usize;
+    ids.drain(..start);
+    ids.truncate(wanted);
+    Ok((ids, are_all))
+}
+
+/// Locks those that are still free; tells how many, and whether an earlier attempt may have locked some too.
+async fn lock_all(
+    collection: &Collection,
+    claim: &Claim,
+    ids: &[Bson],
+    lease: ObjectId,
+    call: &Call,
+) -> Result<(usize, bool), Error> {
+    let Claim { query, duration_ms, .. } = claim;
+    let target = collection.target();
+    let command = |ms| target.claim(query, ids, lease, *duration_ms, ms);
+    let (reply, in_doubt) = send(collection, call, command).await?;
+    let locked = reply.get_i32("n").map_or_else(|_| reply.get_i64("n").unwrap_or(0), i64::from);
+    Ok((usize::try_from(locked).unwrap_or(0), in_doubt))
+}
+
+/// Reads what was won, in the order of the query.
+async fn read_back(
+    collection: &Collection,
+    claim: &Claim,
+    Leftover { lease, ids }: &Leftover,
+    sent: Moment,
+    call: &Call,
+) -> Result<Vec<Locked>, Error> {
+    let target = collection.target();
+    let found = loop {
+        match collection.find(target.claimed(ids, *lease, call.milliseconds_left())).await {
+            Ok(found) => break found,
+            Err(error) => call.pause_after(error).await?,
+        }
+    };
+    // Found by their `_id`s, they have just the types that the candidates had.
+    let key = |id: Option<&Bson>| doc! { "": id.cloned() }.to_vec().unwrap_or_default();
+    let order: HashMap<Vec<u8>, usize> =
+        ids.iter().enumerate().map(|(place, id)| (key(Some(id)), place)).collect();
+    let mut locked: Vec<(usize, Locked)> = found
+        .into_iter()
+        .map(|document| (order.get(&key(document.get("_id"))).copied(), document))
+        .map(|(place, document)| {
+            let hold = Hold { lease: *lease, token: Some(target.token(&document)) };
+            let lease = Arc::new(Lease::new(hold, sent, sent.deadline(claim.duration_ms)));
+            (place.unwrap_or(usize::MAX), Locked { document, lease })
+        })
+        .collect();
+    locked.sort_by_key(|(place, _)| *place);
+    Ok(locked.into_iter().map(|(_, locked)| locked).collect())
+}
+
+/// Sends until there is an answer; tells too whether an earlier attempt may have been applied.
+async fn send(
+    collection: &Collection,
+    call: &Call,
+    command: impl Fn(i64) -> Document,
+) -> Result<(Document, bool), Error> {
+    let mut in_doubt = false;
+    loop {
+        match collection.run(&command(call.milliseconds_left())).await {
+            Ok(reply) => return Ok((reply, in_doubt)),
+            Err(error) => {
+                call.pause_after(error).await?;
+                in_doubt = true;
+            }
+        }
+    }
+}
+
+/// Releases what nobody has got.
+async fn forget(collection: &Collection, Leftover { lease, ids }: &Leftover, duration_ms: i64) {
+    if ids.is_empty() {
+        return;
+    }
+    let holds: Vec<_> = ids.iter().map(|id| (id.clone(), *lease)).collect();
+    let target = collection.target();
+    collection.send_in_background(duration_ms, |ms| target.release_all(&holds, ms)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_makes_room_and_its_absence_takes_it_back() {
+        let crowd = Crowd::default();
+        assert_eq!(crowd.width(), 1);
+        for _ in 0..10 {
+            crowd.note(true);
+        }
+        assert_eq!(crowd.width(), WIDEST as usize);
+        for _ in 0..200 {
+            crowd.note(false);
+        }
+        assert_eq!(crowd.width(), 1);
+    }
+}
