@@ -15,7 +15,7 @@ function spread(numbers) {
 
 /** `median (lowest to highest)` with three significant digits, or a dash. */
 function written(figures) {
-  if (figures === null) return '-';
+  if (!figures) return '-';
   const { median, lowest, highest } = figures;
   return `${digits(median)} (${digits(lowest)} to ${digits(highest)})`;
 }

@@ -9,8 +9,10 @@ const { deployment } = require('../../spec/support/deployment');
 const { buildRelease } = require('../build');
 const { Comparison, goalRows, gridTable } = require('../comparison');
 const { startContender } = require('../contender');
+const { onDatabase } = require('../database');
 const { table } = require('../figures');
 const { storedOrder } = require('../order');
+const { progress, rotated } = require('../rounds');
 
 const CONTENDERS = ['original', 'mongoose9', 'driver', 'ours', 'limit'];
 const FLIGHTS = [1, 16, 64];
@@ -80,16 +82,6 @@ async function prepare(uri, names) {
   });
 }
 
-async function onDatabase(uri, task) {
-  const { MongoClient } = require('mongoose9').mongo;
-  const client = new MongoClient(uri);
-  try {
-    return await task(client.db());
-  } finally {
-    await client.close();
-  }
-}
-
 function contenderOf(name) {
   return require(`../contenders/${name}`);
 }
@@ -118,16 +110,6 @@ async function measureAll(contenders, { rounds, warmMs, measureMs, delayMs }) {
   }
   progress('');
   return measured;
-}
-
-/** Nobody always comes first, or always after the same one. */
-function rotated(list, by) {
-  const turned = list.map((_, index) => list[(index + by) % list.length]);
-  return by % 2 ? turned.toReversed() : turned;
-}
-
-function progress(line) {
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
 }
 
 function summarise(measured) {
