@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::command::{Target, Watched};
 use crate::error::Error;
-use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, run};
+use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, random, run};
 
 /// The shortest pause between two polls; the longest is the user's to choose.
 const SHORTEST_POLL: Duration = Duration::from_millis(10);
@@ -33,7 +33,14 @@ const REOPEN: Duration = Duration::from_millis(200);
 /// Where the server refuses streams (no replica set, no permission) it is asked again after so long.
 const REFUSED: Duration = Duration::from_secs(60);
 /// Beaten by another who woke up too, one waits for the next release; only after so long it asks when that can be.
-const REST: Duration = Duration::from_millis(60);
+const REST: Duration = Duration::from_millis(150);
+/// By how much those who wake up at the same release stand apart on the average: about as long as a lock takes, so that
+/// most of them have not tried in vain before they hear of the next release.
+const APART: Duration = Duration::from_millis(3);
+/// The largest crowd that is reckoned with.
+const CROWDED: u32 = 50;
+/// For so many documents it is remembered how many others wait for them.
+const REMEMBERED: usize = 1000;
 /// For so long a document may go from one to the next within this process, before others get a chance to be first.
 const ROUND: Duration = Duration::from_millis(100);
 /// That chance: longer than the news of a release takes to reach them.
@@ -172,6 +179,37 @@ impl Drop for Place {
     }
 }
 
+impl Place {
+    /// How long to wait before a try, after so many releases: those who have waited for long come first.
+    fn stagger(&self, releases: u32) -> Duration {
+        let crowd = self.lobby.hall().crowds.get(&self.key).copied().unwrap_or(0);
+        if crowd == 0 {
+            return Duration::ZERO;
+        }
+        APART * crowd * crowd / (crowd + releases) * random(1001) / 1000
+    }
+
+    /// Notes that it took so many releases until the lock was had.
+    fn note_crowd(&self, releases: u32) {
+        if releases == 0 {
+            return;
+        }
+        let mut hall = self.lobby.hall();
+        let crowd = hall.crowds.get(&self.key).copied().unwrap_or(0);
+        let others = (releases - 1).min(CROWDED);
+        // Rounded to the newer figure, so that it comes down to none.
+        let next = if others < crowd { (crowd + others) / 2 } else { (crowd + others).div_ceil(2) };
+        if next == 0 {
+            hall.crowds.remove(&self.key);
+            return;
+        }
+        if hall.crowds.len() >= REMEMBERED {
+            hall.crowds.clear();
+        }
+        hall.crowds.insert(self.key.clone(), next);
+    }
+}
+
 struct Entry {
     queue: Arc<Queue>,
     waiting: usize,
@@ -190,6 +228,8 @@ enum Feed {
 
 struct Hall {
     queues: HashMap<Vec<u8>, Entry>,
+    /// How many releases it lately took until one of them was ours, less one: about how many others wait for a document.
+    crowds: HashMap<Vec<u8>, u32>,
     /// How many listen for news of any document.
     listeners: usize,
     feed: Feed,
@@ -259,6 +299,7 @@ impl Lobby {
             longest_poll: Duration::from_millis(target.poll_interval_ms.into()).max(SHORTEST_POLL),
             hall: Mutex::new(Hall {
                 queues: HashMap::new(),
+                crowds: HashMap::new(),
                 listeners: 0,
                 feed: Feed::None,
                 is_fed: false,
@@ -492,7 +533,10 @@ impl Lobby {
 enum Step {
     Look,
     Try,
+    /// Then look.
     Sleep(Instant),
+    /// Then try.
+    Hold(Instant),
 }
 
 /// Waits until the document is locked, gone, or the patience is over, and replies with that.
@@ -519,6 +563,7 @@ pub async fn wait<A: Replying<Option<Locked>>>(
         Some(until) if until > Instant::now() => Step::Sleep(until),
         _ => Step::Look,
     };
+    let mut releases = 0;
     loop {
         step = match step {
             Step::Look => match collection.look(&request.subject, &mut over, reply).await {
@@ -536,23 +581,27 @@ pub async fn wait<A: Replying<Option<Locked>>>(
                 Tried::Refused => Step::Sleep(Instant::now() + jittered(REST)),
                 Tried::Won(left) => {
                     queue.quiet();
+                    place.note_crowd(releases);
                     known.until = Some(Instant::now() + left);
                     known.ours_since.get_or_insert_with(Instant::now);
                     return;
                 }
                 Tried::Ended => return,
             },
-            Step::Sleep(until) => {
-                known.until = Some(until);
+            Step::Sleep(until) | Step::Hold(until) => {
+                let is_held_back = matches!(step, Step::Hold(_));
+                known.until = (!is_held_back).then_some(until);
                 tokio::select! {
                     call = queue.called() => match call {
                         Call::HandOver => taken_in_turns(&mut known).await,
-                        call => {
+                        Call::Try => {
                             known.ours_since = None;
-                            if call == Call::Try { Step::Try } else { Step::Look }
+                            releases += 1;
+                            Step::Hold(Instant::now() + place.stagger(releases))
                         }
+                        Call::Look => Step::Look,
                     },
-                    () = sleep_until(until) => Step::Look,
+                    () = sleep_until(until) => if is_held_back { Step::Try } else { Step::Look },
                     () = queue.gone() => return reply.give(Ok(None)),
                     end = &mut over => return reply.give(end),
                 }
