@@ -189,16 +189,12 @@ impl Place {
         APART * crowd * crowd / (crowd + releases) * random(1001) / 1000
     }
 
-    /// Notes that it took so many releases until the lock was had.
-    fn note_crowd(&self, releases: u32) {
-        if releases == 0 {
-            return;
-        }
+    /// Notes that so many tries were in vain until the lock was had.
+    fn note_crowd(&self, losses: u32) {
         let mut hall = self.lobby.hall();
         let crowd = hall.crowds.get(&self.key).copied().unwrap_or(0);
-        let others = (releases - 1).min(CROWDED);
-        // Rounded to the newer figure, so that it comes down to none.
-        let next = if others < crowd { (crowd + others) / 2 } else { (crowd + others).div_ceil(2) };
+        // Rounded down, so that it comes to none again.
+        let next = u32::midpoint(crowd, losses.min(CROWDED));
         if next == 0 {
             hall.crowds.remove(&self.key);
             return;
@@ -228,7 +224,7 @@ enum Feed {
 
 struct Hall {
     queues: HashMap<Vec<u8>, Entry>,
-    /// How many releases it lately took until one of them was ours, less one: about how many others wait for a document.
+    /// How often others have lately been faster at a document, each time that it was waited for.
     crowds: HashMap<Vec<u8>, u32>,
     /// How many listen for news of any document.
     listeners: usize,
@@ -563,7 +559,7 @@ pub async fn wait<A: Replying<Option<Locked>>>(
         Some(until) if until > Instant::now() => Step::Sleep(until),
         _ => Step::Look,
     };
-    let mut releases = 0;
+    let (mut releases, mut losses) = (0, 0);
     loop {
         step = match step {
             Step::Look => match collection.look(&request.subject, &mut over, reply).await {
@@ -578,10 +574,13 @@ pub async fn wait<A: Replying<Option<Locked>>>(
                 Some(Some(left)) => Step::Sleep(Instant::now() + left),
             },
             Step::Try => match collection.try_once(request, &mut over, reply).await {
-                Tried::Refused => Step::Sleep(Instant::now() + jittered(REST)),
+                Tried::Refused => {
+                    losses += 1;
+                    Step::Sleep(Instant::now() + jittered(REST))
+                }
                 Tried::Won(left) => {
                     queue.quiet();
-                    place.note_crowd(releases);
+                    place.note_crowd(losses);
                     known.until = Some(Instant::now() + left);
                     known.ours_since.get_or_insert_with(Instant::now);
                     return;
