@@ -19,9 +19,9 @@ use crate::error::Error;
 use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
+use crate::patience::Patience;
 use crate::runtime::runtime;
 use crate::store::{Collection, Request, Store};
-use crate::waiter::Patience;
 
 /// The way back to this environment's event loop.
 #[napi]

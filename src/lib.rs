@@ -13,6 +13,8 @@
 //! - [`command`]: the commands' documents, pure functions
 //! - [`keeper`]: renews what is held, in batches; notices what is lost
 //! - [`waiter`]: waits for locked documents
+//! - [`patience`]: how long a caller is willing to wait
+//! - [`turns`]: whose turn it is when several processes wait
 //! - [`lease`]: one held lock, its deadline and standing
 //! - [`options`]: Mongoose's connection options for the Rust driver
 //! - [`error`]: what can go wrong
@@ -25,6 +27,8 @@ mod error;
 mod keeper;
 mod lease;
 mod options;
+mod patience;
 mod runtime;
 mod store;
+mod turns;
 mod waiter;

@@ -20,7 +20,8 @@ use crate::error::Error;
 use crate::keeper::{Keeper, Pulse, Terms};
 use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
-use crate::waiter::{self, Lobby, Patience, Place};
+use crate::patience::Patience;
+use crate::waiter::{self, Lobby, Place};
 
 /// How long calls in flight may still take once their client is being closed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -175,8 +176,8 @@ impl<A: Replying> Reply<A> {
 pub enum Tried {
     /// The document is locked, or gone; nothing was replied.
     Refused,
-    /// Replied with the lock, which lasts so long at most unless it is renewed.
-    Won(Duration),
+    /// It is locked, and kept alive if it is to be; nothing was replied.
+    Won(Locked),
     /// Replied with something else.
     Ended,
 }
@@ -203,30 +204,38 @@ impl Collection {
     pub async fn lock(&self, request: Request, patience: Option<Patience>, answer: impl Replying) {
         let _running = self.store.running.read().await;
         let mut reply = Reply(Some(answer));
-        let Some(patience) = patience else {
-            if let Tried::Refused = self.try_once(&request, pending(), &mut reply).await {
-                reply.give(Ok(None));
-            }
-            return;
-        };
-        if !self.lobby.is_awaited(request.subject.id()) {
-            // However short the patience: a document that is free is had.
-            let cancelled = async {
-                patience.cancelled().await;
-                Ok(None)
-            };
-            match self.try_once(&request, cancelled, &mut reply).await {
-                Tried::Refused => {}
-                _ => return,
-            }
+        match patience {
+            Some(patience) => waiter::wait(self, &request, &patience, &mut reply).await,
+            None => match self.try_once(&request, pending(), &mut reply).await {
+                Tried::Refused => reply.give(Ok(None)),
+                Tried::Won(locked) => reply.give(Ok(Some(locked))),
+                Tried::Ended => {}
+            },
         }
-        waiter::wait(self, &request, &patience, &mut reply).await;
     }
 
-    /// Joins those who wait for a document.
-    pub fn enter(&self, request: &Request) -> Result<Place, Error> {
+    /// Joins those who wait for a document; news of it come by the database of the small client.
+    pub fn enter(&self, request: &Request) -> Result<(Place, Database), Error> {
         let database = self.store.aside(self.database.name())?;
-        self.lobby.enter(request.subject.id(), &database).ok_or(Error::Closed)
+        let place = self.lobby.enter(request.subject.id()).ok_or(Error::Closed)?;
+        Ok((place, database))
+    }
+
+    /// Replies with a lock that was waited for. If nobody is to wait any more (the environment is at its end, and takes no
+    /// answers), it is released.
+    pub async fn hand_out<A: Replying>(
+        &self,
+        request: &Request,
+        locked: Locked,
+        reply: &mut Reply<A>,
+    ) {
+        if !*self.store.ended.borrow() {
+            return reply.give(Ok(Some(locked)));
+        }
+        let hold = locked.lease.hold().lease;
+        locked.lease.set_standing(Standing::Releasing);
+        reply.give(Err(Error::Closed));
+        self.release_in_background(&request.subject, hold, request.duration_ms).await;
     }
 
     /// Ends when the caller has waited for long enough, or nobody is to wait any more.
@@ -239,8 +248,8 @@ impl Collection {
         }
     }
 
-    /// Tries once to lock a document. Replies with what `cut` comes to, or that the time is up, if that comes first; what is
-    /// won after that is released.
+    /// Tries once to lock a document. Replies when that fails, or with what `cut` comes to, or that the time is up, if that
+    /// comes first; what is won after that is released.
     pub async fn try_once<A: Replying>(
         &self,
         request: &Request,
@@ -261,12 +270,10 @@ impl Collection {
         let leftover = match call.to_its_end(attempt, cut, reply).await {
             (Ok(None), true) => return Tried::Refused,
             (Ok(Some(locked)), true) => {
-                let left = locked.lease.remaining(Moment::now());
                 if let Some((keeper, terms)) = keeping {
                     keeper.keep(subject.key.clone(), Arc::clone(&locked.lease), terms);
                 }
-                reply.give(Ok(Some(locked)));
-                return Tried::Won(left);
+                return Tried::Won(locked);
             }
             (Err(Failed { error, leftover }), true) => {
                 reply.give(Err(error));

@@ -175,7 +175,8 @@ const CONTROLS = {
   unowned: { title: 'without owner checks', protection: 'unowned' },
   original: { title: 'the original package', protection: 'original' },
 };
-for (const control of Object.values(CONTROLS)) Object.assign(control, { strikes: ['stop'], long: 0.4 });
+for (const control of Object.values(CONTROLS))
+  Object.assign(control, { strikes: ['stop'], long: 0.4 });
 
 /** Lets a nemesis strike until it is over; resolves when everything is whole again. */
 async function strike({ strikes }, field, random, isOver) {
