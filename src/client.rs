@@ -147,18 +147,24 @@ impl NativeCollection {
             max_hold: milliseconds(terms.max_hold),
             max_stall: milliseconds(terms.max_stall),
         });
-        let (patience, wait) = wait_ms
-            .map(|ms| {
-                let (patience, cancel) = Patience::new(finite(ms));
-                (patience, NativeWait { cancel })
-            })
-            .unzip();
-        self.start(env, call, subject, move |collection, subject, answer| async move {
+        let request = move |subject| Request { subject, duration_ms, terms };
+        let Some(wait_ms) = wait_ms else {
+            self.start(env, call, subject, move |collection, subject, answer| async move {
+                collection.lock(request(subject), |locked| answer.locked(locked)).await;
+            })?;
+            return Ok(None);
+        };
+        let (patience, cancel) = Patience::new(finite(wait_ms));
+        // Read here, and not on the runtime: those who wait are served in the order of their calls.
+        let subject = Subject::from_bson(subject).map_err(|error| thrown(error.into()))?;
+        let place = self.collection.enter(&subject).map_err(thrown)?;
+        let (runtime, collection) = (runtime().map_err(thrown)?, Arc::clone(&self.collection));
+        let answer = self.bridge.begin(env, call);
+        runtime.spawn(async move {
             let answer = |locked| answer.locked(locked);
-            let request = Request { subject, duration_ms, terms };
-            collection.lock(request, patience, answer).await;
-        })?;
-        Ok(wait)
+            collection.lock_in_turn(request(subject), place, patience, answer).await;
+        });
+        Ok(Some(NativeWait { cancel }))
     }
 
     /// Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing.

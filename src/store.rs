@@ -199,26 +199,40 @@ impl Collection {
         Arc::new(Self { store, database, target, keeper: OnceLock::new(), lobby })
     }
 
-    /// Locks a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is gone, or
-    /// locked, and not released while the caller had patience; one without any has a single try.
-    pub async fn lock(&self, request: Request, patience: Option<Patience>, answer: impl Replying) {
+    /// Tries to lock a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is locked
+    /// already, or gone.
+    pub async fn lock(&self, request: Request, answer: impl Replying) {
         let _running = self.store.running.read().await;
         let mut reply = Reply(Some(answer));
-        match patience {
-            Some(patience) => waiter::wait(self, &request, &patience, &mut reply).await,
-            None => match self.try_once(&request, pending(), &mut reply).await {
-                Tried::Refused => reply.give(Ok(None)),
-                Tried::Won(locked) => reply.give(Ok(Some(locked))),
-                Tried::Ended => {}
-            },
+        match self.try_once(&request, pending(), &mut reply).await {
+            Tried::Refused => reply.give(Ok(None)),
+            Tried::Won(locked) => reply.give(Ok(Some(locked))),
+            Tried::Ended => {}
         }
     }
 
-    /// Joins those who wait for a document; news of it come by the database of the small client.
-    pub fn enter(&self, request: &Request) -> Result<(Place, Database), Error> {
-        let database = self.store.aside(self.database.name())?;
-        let place = self.lobby.enter(request.subject.id()).ok_or(Error::Closed)?;
-        Ok((place, database))
+    /// The same for one who has taken a place among those who wait. Answers with `None` when the document is gone, or was
+    /// not released while the caller had patience.
+    pub async fn lock_in_turn(
+        &self,
+        request: Request,
+        place: Place,
+        patience: Patience,
+        answer: impl Replying,
+    ) {
+        let _running = self.store.running.read().await;
+        waiter::wait(self, place, &request, &patience, &mut Reply(Some(answer))).await;
+    }
+
+    /// Joins those who wait for a document.
+    pub fn enter(&self, subject: &Subject) -> Result<Place, Error> {
+        self.lobby.enter(subject.id()).ok_or(Error::Closed)
+    }
+
+    /// Sees to it that news of a document come in, by the small client.
+    pub fn attend(&self, lobby: &Lobby, key: &[u8]) -> Result<(), Error> {
+        lobby.attend(key, &self.store.aside(self.database.name())?);
+        Ok(())
     }
 
     /// Replies with a lock that was waited for. If nobody is to wait any more (the environment is at its end, and takes no

@@ -5,8 +5,10 @@
 //! releases; a poll, one command for all documents, is the safety net under it and does its work where there is none.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bson::{Bson, DateTime, Document, doc};
@@ -112,11 +114,30 @@ pub struct Place {
     lobby: Arc<Lobby>,
     key: Vec<u8>,
     queue: Arc<Queue>,
-    /// Whoever opens a queue is the first in it.
-    first: Option<First>,
+    /// Nobody was there before.
+    is_opener: bool,
+    turn: Turn,
 }
 
 type First = OwnedMutexGuard<Option<Instant>>;
+
+/// When the one who has a place is the first.
+enum Turn {
+    Now(First),
+    Later(Pin<Box<dyn Future<Output = First> + Send>>),
+    Taken,
+}
+
+impl Turn {
+    /// Lines up at once, and not only when somebody looks whose turn it is.
+    fn in_line(queue: &Queue) -> Self {
+        let mut later = Box::pin(Arc::clone(&queue.first).lock_owned());
+        match later.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(first) => Self::Now(first),
+            Poll::Pending => Self::Later(later),
+        }
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -229,20 +250,21 @@ impl Lobby {
         let key = key_of(id);
         let mut hall = self.hall();
         hall.is_used = true;
-        let mut first = None;
-        let entry = hall.queues.entry(key.clone()).or_insert_with(|| {
-            let queue = Queue::new(id.clone());
-            first = Arc::clone(&queue.first).try_lock_owned().ok();
-            Entry { queue, places: 0, is_waiting: false }
+        let entry = hall.queues.entry(key.clone()).or_insert_with(|| Entry {
+            queue: Queue::new(id.clone()),
+            places: 0,
+            is_waiting: false,
         });
+        let is_opener = entry.places == 0;
         entry.places += 1;
         let queue = Arc::clone(&entry.queue);
+        let turn = Turn::in_line(&queue);
         drop(hall);
-        Some(Place { lobby, key, queue, first })
+        Some(Place { lobby, key, queue, is_opener, turn })
     }
 
     /// Sees to it that news come in for a queue, by `database`, whose client is not the callers' own.
-    fn attend(&self, key: &[u8], database: &Database) {
+    pub fn attend(&self, key: &[u8], database: &Database) {
         let (feeds, polls) = {
             let mut hall = self.hall();
             let is_live = hall.feed == Feed::Live;
@@ -435,31 +457,30 @@ enum Step {
 /// Waits until the document is locked, gone, or the patience is over, and replies with that.
 pub async fn wait<A: Replying>(
     collection: &Collection,
+    mut place: Place,
     request: &Request,
     patience: &Patience,
     reply: &mut Reply<A>,
 ) {
-    let (mut place, database) = match collection.enter(request) {
-        Ok(entered) => entered,
-        Err(error) => return reply.give(Err(error)),
-    };
     let over = collection.over(patience);
     tokio::pin!(over);
-    let opened = place.first.take();
+    let turn = std::mem::replace(&mut place.turn, Turn::Taken);
     let (lobby, key, queue) = (&place.lobby, &place.key, &place.queue);
-    let mut step = Step::Begin;
-    let mut first = if let Some(first) = opened {
-        first
-    } else {
-        let first = tokio::select! {
+    let mut first = match turn {
+        Turn::Now(first) => first,
+        Turn::Later(first) => tokio::select! {
             biased;
             end = &mut over => return reply.give(end),
             () = queue.gone() => return reply.give(Ok(None)),
-            first = Arc::clone(&queue.first).lock_owned() => first,
-        };
+            first = first => first,
+        },
+        Turn::Taken => return,
+    };
+    let mut step = match *first {
+        _ if place.is_opener => Step::Begin,
         // Whoever was here before has it, or knows when it can be had.
-        step = first.filter(|until| *until > Instant::now()).map_or(Step::Look, Step::Sleep);
-        first
+        Some(until) if until > Instant::now() => Step::Sleep(until),
+        _ => Step::Look,
     };
     loop {
         step = match step {
@@ -505,7 +526,9 @@ pub async fn wait<A: Replying>(
                 Tried::Ended => return,
             },
             Step::Sleep(until) => {
-                lobby.attend(key, &database);
+                if let Err(error) = collection.attend(lobby, key) {
+                    return reply.give(Err(error));
+                }
                 *first = Some(until);
                 let call = tokio::select! {
                     call = queue.called() => Some(call),

@@ -14,10 +14,10 @@ const MOMENT_MS = 150;
 /** How late an answer may be here: much later than it ever is, much earlier than the lock lapses. */
 const SOON_MS = 20_000;
 
-/** Resolves to what `promise` came to, and how many milliseconds that took. */
-async function timed(promise) {
+/** Resolves to what `work` came to, and how many milliseconds that took. */
+async function timed(work) {
   const start = performance.now();
-  const result = await promise;
+  const result = await work();
   return { result, ms: performance.now() - start };
 }
 
@@ -92,7 +92,7 @@ describe('waiting', function () {
   it('resolves with null when the time is up, no sooner, and changes nothing', async function () {
     await (await load(order)).lock(LONG_MS);
     const before = await stored(order);
-    const { result, ms } = await timed(order.lock(LONG_MS, { wait: 300 }));
+    const { result, ms } = await timed(() => order.lock(LONG_MS, { wait: 300 }));
     assert.equal(result, null);
     assert.ok(ms >= 299 && ms < SOON_MS, `${ms}`);
     assert.deepEqual(await stored(order), before);
@@ -137,7 +137,7 @@ describe('waiting', function () {
       const waiting = order.lock(LONG_MS, { wait: Infinity, signal: controller.signal });
       assert.equal(await isSettled(waiting), false);
       controller.abort(reason);
-      const { result: error, ms } = await timed(failureOf(waiting));
+      const { result: error, ms } = await timed(() => failureOf(waiting));
       assert.equal(error, controller.signal.reason);
       assert.ok(ms < SOON_MS, `${ms}`);
     }
