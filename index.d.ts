@@ -57,6 +57,11 @@ declare namespace lockReleasePlugin {
      * Default 1000.
      */
     exitTimeout?: number | undefined;
+    /**
+     * The longest pause between two looks at what is waited for, in milliseconds, where the server has no change stream
+     * for it: on a single server, or without the permission. 10 or more. Default 250.
+     */
+    pollInterval?: number | undefined;
   }
 
   /** A write concern, as MongoDB's drivers spell it. */
@@ -71,6 +76,16 @@ declare namespace lockReleasePlugin {
 
   /** The options of one `lock` or `withLock` call. */
   interface LockOptions {
+    /**
+     * How long to wait for a document that is locked, in milliseconds; `Infinity` for as long as it takes. A document
+     * that is free is locked however short the wait, and 0 tries once. Default 0.
+     */
+    wait?: number | undefined;
+    /**
+     * Ends the waiting when it is aborted: the call rejects with the signal's reason, and leaves no lock behind. Once
+     * the lock is had it has no effect; to stop the work of `withLock` is what {@link Lock.signal} is for. Default: none.
+     */
+    signal?: AbortSignal | undefined;
     /**
      * Whether the lock is kept for as long as this process holds it, by a native thread, also while the event loop is
      * blocked. Needs a duration of 100 ms or more. Default `false` for `lock`, `true` for `withLock`.
@@ -103,10 +118,13 @@ declare namespace lockReleasePlugin {
    */
   interface LockReleaseMethods {
     /**
-     * Locks the stored document for `duration`, if nobody holds it, this very object included.
+     * Locks the stored document for `duration`, if nobody holds it, this very object included; with
+     * {@link LockOptions.wait} as soon as nobody does.
      *
      * @param duration - Milliseconds from the server's now, 0 or more; fractions round up.
-     * @returns A fresh document that holds the lock; `null` when the document is locked or was deleted.
+     * @returns A fresh document that holds the lock; `null` when the document is locked and was not released in time,
+     * or was deleted.
+     * @throws (rejects) The reason of {@link LockOptions.signal} when that is aborted.
      * @throws (rejects) TypeError or RangeError with the code `ERR_LOCK_ARGUMENT` for a bad argument.
      * @throws (rejects) {@link LockError} `ERR_LOCK_NOT_STORED` when the document was never saved,
      * `ERR_LOCK_SUBDOCUMENT` when it is part of another, `ERR_LOCK_IN_TRANSACTION` when its session is in a

@@ -90,6 +90,14 @@ describe('the package', function () {
   });
 });
 
-for (const part of ['locking', 'holding', 'answering', 'arguments', 'schema', 'documents']) {
+for (const part of [
+  'locking',
+  'waiting',
+  'holding',
+  'answering',
+  'arguments',
+  'schema',
+  'documents',
+]) {
   require(`./spec/contract/${part}`);
 }

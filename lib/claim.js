@@ -8,7 +8,7 @@ const { checkClaimOptions, checkDuration, checkFilter, sortError } = require('./
 const { begin } = require('./client');
 const { hold, modelFor } = require('./document');
 const { releaseAtExit } = require('./exit');
-const { Patience, orAborted } = require('./patience');
+const { Patience } = require('./patience');
 
 /** Filter and order, cast as Mongoose casts those of a find. */
 function castQuery(Model, filter, sort) {
@@ -45,33 +45,41 @@ async function claim(Model, settings, trace, filter, duration, given) {
   const { terms, wait, signal, limit, sort } = checkClaimOptions(given, durationMs);
   const model = modelFor(Model, settings);
   const cast = castQuery(model.Model, filter, sort);
-  signal?.throwIfAborted();
   const patience = wait > 0 || signal ? new Patience(wait, signal) : undefined;
   const opened = model.open('claim');
-  const collection = opened instanceof Promise ? await orAborted(opened, signal) : opened;
+  const orAborted = (promise) => patience?.orAborted(promise) ?? promise;
+  const collection = opened instanceof Promise ? await orAborted(opened) : opened;
   const query = model.query(cast);
-  const won = [];
-  const letGo = () => {
-    for (const acquisition of won) acquisition.release(trace).catch(() => {});
+  /** What was won and nobody gets: released by its lease. */
+  const abandon = (lease, bytes) => {
+    const { _id } = model.mongo.BSON.deserialize(bytes);
+    const release = { trace, mongo: model.mongo, read: () => null };
+    const subject = model.subject({ _id, ...model.constantKey });
+    begin(release, (number) => collection.release(number, subject, lease)).catch(() => {});
   };
+  const won = [];
+  let failure;
   const read = (bytes, lease) => {
-    const { doc, by } = model.read(bytes);
-    const acquisition = new Acquisition(model, model.keyOf(doc), lease, by);
-    won.push(acquisition);
-    hold(doc, acquisition);
-    return doc;
+    won.push([lease, bytes]);
+    try {
+      const { doc, by } = model.read(bytes);
+      hold(doc, new Acquisition(model, model.keyOf(doc), lease, by));
+      return doc;
+    } catch (error) {
+      failure ??= { error };
+      return null;
+    }
   };
   if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
   const start = (number, ms) => collection.claim(number, query, durationMs, limit, terms, ms);
-  try {
-    const claimed = await (patience ? patience.begin(call, start, letGo) : begin(call, start));
-    return claimed ?? [];
-  } catch (error) {
-    // An init hook of the user's may have thrown: nobody gets the others either.
-    letGo();
-    throw error;
+  const claimed = await (patience ? patience.begin(call, start, abandon) : begin(call, start));
+  if (failure) {
+    // An init hook of the user's has thrown: nobody gets any of them.
+    for (const [lease, bytes] of won) abandon(lease, bytes);
+    throw failure.error;
   }
+  return claimed ?? [];
 }
 
 module.exports = { claim };

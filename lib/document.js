@@ -11,7 +11,7 @@ const { LockError } = require('./errors');
 const { releaseAtExit } = require('./exit');
 const { fence } = require('./fence');
 const { lockedModel } = require('./model');
-const { Patience, orAborted } = require('./patience');
+const { Patience } = require('./patience');
 
 /** Document -> its Acquisition, or null once `lock` was called on it without success. */
 const acquisitions = new WeakMap();
@@ -95,31 +95,30 @@ async function lock(doc, settings, trace, duration, options, renew) {
   }
   const model = modelFor(doc.constructor, settings);
   const key = model.keyOf(doc);
-  signal?.throwIfAborted();
   const patience = wait > 0 || signal ? new Patience(wait, signal) : undefined;
   const opened = model.open('lock');
-  const collection = opened instanceof Promise ? await orAborted(opened, signal) : opened;
+  const orAborted = (promise) => patience?.orAborted(promise) ?? promise;
+  const collection = opened instanceof Promise ? await orAborted(opened) : opened;
   const subject = model.subject(key);
   let acquisition;
   const read = (bytes, lease) => {
     const { doc: fresh, by } = model.read(bytes);
-    acquisition = new Acquisition(model, key, lease, by);
-    // Else nobody waits for it any more.
-    if (!signal?.aborted) {
-      hold(doc, acquisition);
-      hold(fresh, acquisition);
-    }
+    const acquisition = new Acquisition(model, key, lease, by);
+    hold(doc, acquisition);
+    hold(fresh, acquisition);
     return fresh;
   };
   if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
-  if (!patience)
+  if (!patience) {
     return begin(call, (number) => collection.lock(number, subject, durationMs, terms));
-  return patience.begin(
-    call,
-    (number, ms) => collection.lock(number, subject, durationMs, terms, ms),
-    () => acquisition?.release(trace).catch(() => {}),
-  );
+  }
+  const abandon = (lease) => {
+    const release = { trace, mongo: model.mongo, read: () => null };
+    begin(release, (number) => collection.release(number, subject, lease)).catch(() => {});
+  };
+  const start = (number, ms) => collection.lock(number, subject, durationMs, terms, ms);
+  return patience.begin(call, start, abandon);
 }
 
 async function releaseUnlessDone(acquisition, trace) {

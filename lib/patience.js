@@ -5,15 +5,31 @@
 
 const { begin } = require('./client');
 
-/** The promise, or a rejection with the signal's reason if it is aborted first. */
-function orAborted(promise, signal) {
-  if (!signal) return promise;
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(signal.reason);
-    const done = () => signal.removeEventListener('abort', onAbort);
-    signal.addEventListener('abort', onAbort, { once: true });
-    promise.finally(done).then(resolve, reject);
-  });
+/** AbortSignal -> what to do when it is aborted: one listener, however many wait, or Node would warn of a leak. */
+const listening = new WeakMap();
+
+/** Calls `then` when the signal is aborted; gives what forgets about it. */
+function whenAborted(signal, then) {
+  let heard = listening.get(signal);
+  if (!heard) {
+    const reactions = new Set();
+    const listener = () => {
+      listening.delete(signal);
+      for (const react of reactions) react();
+    };
+    heard = { reactions, listener };
+    listening.set(signal, heard);
+    signal.addEventListener('abort', listener, { once: true });
+  }
+  const { reactions, listener } = heard;
+  // An object of its own: the same function may be given twice.
+  const react = () => then();
+  reactions.add(react);
+  return () => {
+    if (!reactions.delete(react) || reactions.size > 0 || listening.get(signal) !== heard) return;
+    listening.delete(signal);
+    signal.removeEventListener('abort', listener);
+  };
 }
 
 class Patience {
@@ -25,29 +41,51 @@ class Patience {
   constructor(wait, signal) {
     this.#wait = wait;
     this.#signal = signal;
+    this.#throwIfAborted();
+  }
+
+  /** The promise, or a rejection with the signal's reason if it is aborted first. */
+  orAborted(promise) {
+    const signal = this.#signal;
+    if (!signal) return promise;
+    return new Promise((resolve, reject) => {
+      const forget = whenAborted(signal, () => reject(signal.reason));
+      promise.finally(forget).then(resolve, reject);
+    });
   }
 
   /**
-   * Starts a native call with the milliseconds that are left; `start` gives what cancels it. What is won when nobody waits
-   * any more is let go.
+   * Starts a native call with the milliseconds that are left; `start` gives what cancels it. The lease of a lock that comes
+   * after the signal was aborted goes to `abandon`; one that comes before is the caller's, whatever the signal does then.
    */
-  begin(call, start, letGo) {
-    this.#signal?.throwIfAborted();
+  begin(call, start, abandon) {
+    this.#throwIfAborted();
+    const signal = this.#signal;
     const left = Math.max(0, this.#wait - (performance.now() - this.#start));
     let waiting;
-    const done = begin(call, (number) => {
+    const startWaiting = (number) => {
       waiting = start(number, left);
-    });
-    if (!this.#signal) return done;
-    const cancel = () => waiting?.cancel();
-    this.#signal.addEventListener('abort', cancel, { once: true });
-    const settled = () => {
-      this.#signal.removeEventListener('abort', cancel);
-      if (this.#signal.aborted) letGo();
     };
-    done.then(settled, settled);
-    return orAborted(done, this.#signal);
+    if (!signal) return begin(call, startWaiting);
+    return new Promise((resolve, reject) => {
+      let isAborted = false;
+      const forget = whenAborted(signal, () => {
+        isAborted = true;
+        reject(signal.reason);
+        waiting?.cancel();
+      });
+      const { read } = call;
+      call.read = (bytes, lease) => {
+        forget();
+        return isAborted ? abandon(lease, bytes) : read(bytes, lease);
+      };
+      begin(call, startWaiting).finally(forget).then(resolve, reject);
+    });
+  }
+
+  #throwIfAborted() {
+    if (this.#signal?.aborted) throw this.#signal.reason;
   }
 }
 
-module.exports = { Patience, orAborted };
+module.exports = { Patience };

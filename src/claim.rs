@@ -15,8 +15,8 @@ use crate::command::{Hold, Query, Subject};
 use crate::error::Error;
 use crate::keeper::Terms;
 use crate::lease::{Lease, Moment};
+use crate::patience::Patience;
 use crate::store::{Call, Collection, Failed, Locked, Reply, Replying, jittered, random};
-use crate::waiter::Patience;
 
 /// Candidates for each document that is wanted, at most.
 const WIDEST: u32 = 8;

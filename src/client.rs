@@ -16,14 +16,14 @@ use tokio::sync::watch;
 
 use crate::bridge::{Answer, Batched, Bridge};
 use crate::claim::Claim;
-use crate::command::Target;
+use crate::command::{Subject, Target};
 use crate::error::Error;
 use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
+use crate::patience::Patience;
 use crate::runtime::runtime;
 use crate::store::{Collection, Request, Store};
-use crate::waiter::Patience;
 
 /// The way back to this environment's event loop.
 #[napi]
@@ -145,13 +145,25 @@ impl NativeCollection {
         wait_ms: Option<f64>,
     ) -> Result<Option<NativeWait>> {
         let terms = terms.map(|terms| terms.of(duration_ms));
-        let (patience, wait) = patience(wait_ms);
-        self.start(env, call, subject, move |collection, subject, answer| async move {
+        let request = move |subject| Request { subject, duration_ms, terms };
+        let Some(wait_ms) = wait_ms else {
+            self.start(env, call, subject, move |collection, subject, answer| async move {
+                collection.lock(request(subject), |locked| answer.locked(locked)).await;
+            })?;
+            return Ok(None);
+        };
+        let (patience, cancel) = Patience::new(finite(wait_ms));
+        // Read here, and not on the runtime: those who wait are served in the order of their calls.
+        let subject: Subject =
+            bson::deserialize_from_slice(subject).map_err(|error| thrown(error.into()))?;
+        let place = self.collection.enter(&subject).map_err(thrown)?;
+        let (runtime, collection) = (runtime().map_err(thrown)?, Arc::clone(&self.collection));
+        let answer = self.bridge.begin(env, call);
+        runtime.spawn(async move {
             let answer = |locked| answer.locked(locked);
-            let request = Request { subject, duration_ms, terms };
-            collection.lock(request, patience, answer).await;
-        })?;
-        Ok(wait)
+            collection.lock_in_turn(request(subject), place, patience, answer).await;
+        });
+        Ok(Some(NativeWait { cancel }))
     }
 
     /// Claims up to `limit` documents of a query, given as BSON: `{ filter, sort, collation, set }`; answers with the documents

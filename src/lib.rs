@@ -14,6 +14,8 @@
 //! - [`keeper`]: renews what is held, in batches; notices what is lost
 //! - [`waiter`]: waits for locked documents
 //! - [`claim`]: claims documents by a query
+//! - [`patience`]: how long a caller is willing to wait
+//! - [`turns`]: whose turn it is when several processes wait
 //! - [`lease`]: one held lock, its deadline and standing
 //! - [`options`]: Mongoose's connection options for the Rust driver
 //! - [`error`]: what can go wrong
@@ -27,6 +29,8 @@ mod error;
 mod keeper;
 mod lease;
 mod options;
+mod patience;
 mod runtime;
 mod store;
+mod turns;
 mod waiter;

@@ -22,7 +22,8 @@ use crate::error::Error;
 use crate::keeper::{Keeper, Pulse, Terms};
 use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
-use crate::waiter::{self, Listener, Lobby, Patience, Place};
+use crate::patience::Patience;
+use crate::waiter::{self, Listener, Lobby, Place};
 
 /// How long calls in flight may still take once their client is being closed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -188,8 +189,8 @@ impl<T, A: Replying<T>> Reply<T, A> {
 pub enum Tried {
     /// The document is locked, or gone; nothing was replied.
     Refused,
-    /// Replied with the lock, which lasts so long at most unless it is renewed.
-    Won(Duration),
+    /// It is locked, and kept alive if it is to be; nothing was replied.
+    Won(Locked),
     /// Replied with something else.
     Ended,
 }
@@ -213,34 +214,29 @@ impl Collection {
         Arc::new(Self { store, database, target, keeper, lobby, crowd })
     }
 
-    /// Locks a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is gone, or
-    /// locked, and not released while the caller had patience; one without any has a single try.
-    pub async fn lock(
+    /// Tries to lock a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is locked
+    /// already, or gone.
+    pub async fn lock(&self, request: Request, answer: impl Replying<Option<Locked>>) {
+        let _running = self.store.running.read().await;
+        let mut reply = Reply::new(answer);
+        match self.try_once(&request, pending(), &mut reply).await {
+            Tried::Refused => reply.give(Ok(None)),
+            Tried::Won(locked) => reply.give(Ok(Some(locked))),
+            Tried::Ended => {}
+        }
+    }
+
+    /// The same for one who has taken a place among those who wait. Answers with `None` when the document is gone, or was
+    /// not released while the caller had patience.
+    pub async fn lock_in_turn(
         &self,
         request: Request,
-        patience: Option<Patience>,
+        place: Place,
+        patience: Patience,
         answer: impl Replying<Option<Locked>>,
     ) {
         let _running = self.store.running.read().await;
-        let mut reply = Reply::new(answer);
-        let Some(patience) = patience else {
-            if let Tried::Refused = self.try_once(&request, pending(), &mut reply).await {
-                reply.give(Ok(None));
-            }
-            return;
-        };
-        if !self.lobby.is_awaited(request.subject.id()) {
-            // However short the patience: a document that is free is had.
-            let cancelled = async {
-                patience.cancelled().await;
-                Ok(None)
-            };
-            match self.try_once(&request, cancelled, &mut reply).await {
-                Tried::Refused => {}
-                _ => return,
-            }
-        }
-        waiter::wait(self, &request, &patience, &mut reply).await;
+        waiter::wait(self, place, &request, &patience, &mut Reply::new(answer)).await;
     }
 
     /// Locks up to `limit` documents of a query, as [`Collection::lock`] does one. Answers with none when there are none,
@@ -289,9 +285,31 @@ impl Collection {
     }
 
     /// Joins those who wait for a document.
-    pub fn enter(&self, request: &Request) -> Result<Place, Error> {
-        let database = self.store.aside(self.database.name())?;
-        self.lobby.enter(request.subject.id(), &database).ok_or(Error::Closed)
+    pub fn enter(&self, subject: &Subject) -> Result<Place, Error> {
+        self.lobby.enter(subject.id()).ok_or(Error::Closed)
+    }
+
+    /// Sees to it that news of a document come in, by the small client.
+    pub fn attend(&self, lobby: &Lobby, key: &[u8]) -> Result<(), Error> {
+        lobby.attend(key, &self.store.aside(self.database.name())?);
+        Ok(())
+    }
+
+    /// Replies with a lock that was waited for. If nobody is to wait any more (the environment is at its end, and takes no
+    /// answers), it is released.
+    pub async fn hand_out<A: Replying<Option<Locked>>>(
+        &self,
+        request: &Request,
+        locked: Locked,
+        reply: &mut Reply<Option<Locked>, A>,
+    ) {
+        if !*self.store.ended.borrow() {
+            return reply.give(Ok(Some(locked)));
+        }
+        let hold = locked.lease.hold().lease;
+        locked.lease.set_standing(Standing::Releasing);
+        reply.give(Err(Error::Closed));
+        self.release_in_background(&request.subject, hold, request.duration_ms).await;
     }
 
     /// Ends when the caller has waited for long enough, or nobody is to wait any more.
@@ -304,8 +322,8 @@ impl Collection {
         }
     }
 
-    /// Tries once to lock a document. Replies with what `cut` comes to, or that the time is up, if that comes first; what is
-    /// won after that is released.
+    /// Tries once to lock a document. Replies when that fails, or with what `cut` comes to, or that the time is up, if that
+    /// comes first; what is won after that is released.
     pub async fn try_once<A: Replying<Option<Locked>>>(
         &self,
         request: &Request,
@@ -326,12 +344,10 @@ impl Collection {
         let leftover = match call.to_its_end(attempt, cut, reply).await {
             (Ok(None), true) => return Tried::Refused,
             (Ok(Some(locked)), true) => {
-                let left = locked.lease.remaining(Moment::now());
                 if let Some((keeper, terms)) = keeping {
                     keeper.keep(subject.key.clone(), Arc::clone(&locked.lease), terms);
                 }
-                reply.give(Ok(Some(locked)));
-                return Tried::Won(left);
+                return Tried::Won(locked);
             }
             (Err(Failed { error, leftover }), true) => {
                 reply.give(Err(error));

@@ -1,24 +1,28 @@
 //! Waits for locked documents: wakes when one is released, else when its lock is known to expire.
 //!
-//! A [`Lobby`] is where this process waits for the documents of one collection. Whoever waits for the same document queues
-//! up, and the first of a queue alone talks to the server. While anybody waits, one change stream tells of releases; a
-//! poll, one command for all documents, is the safety net under it and does its work where there is none.
+//! A [`Lobby`] is where this process waits for the documents of one collection. Whoever is willing to wait for the same
+//! document queues up, and the first of a queue alone talks to the server. While anybody waits, one change stream tells of
+//! releases; a poll, one command for all documents, is the safety net under it and does its work where there is none.
 
 use std::collections::HashMap;
-use std::future::pending;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bson::{Bson, DateTime, Document, doc};
 use mongodb::Database;
 use mongodb::change_stream::ChangeStream;
-use tokio::sync::{MutexGuard as Turn, Notify, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::command::{Target, Watched};
 use crate::error::Error;
-use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, random, run};
+use crate::lease::Moment;
+use crate::patience::Patience;
+use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, run};
+use crate::turns::{Crowds, Turns};
 
 /// The shortest pause between two polls; the longest is the user's to choose.
 const SHORTEST_POLL: Duration = Duration::from_millis(10);
@@ -34,51 +38,6 @@ const REOPEN: Duration = Duration::from_millis(200);
 const REFUSED: Duration = Duration::from_secs(60);
 /// Beaten by another who woke up too, one waits for the next release; only after so long it asks when that can be.
 const REST: Duration = Duration::from_millis(150);
-/// By how much those who wake up at the same release stand apart on the average: about as long as a lock takes, so that
-/// most of them have not tried in vain before they hear of the next release.
-const APART: Duration = Duration::from_millis(3);
-/// The largest crowd that is reckoned with.
-const CROWDED: u32 = 50;
-/// For so many documents it is remembered how many others wait for them.
-const REMEMBERED: usize = 1000;
-/// For so long a document may go from one to the next within this process, before others get a chance to be first.
-const ROUND: Duration = Duration::from_millis(100);
-/// That chance: longer than the news of a release takes to reach them.
-const CHANCE: Duration = Duration::from_millis(16);
-
-/// How long a caller is willing to wait.
-pub struct Patience {
-    ends: Option<Instant>,
-    cancelled: watch::Receiver<bool>,
-}
-
-impl Patience {
-    /// Waits until so much time has passed (`None`: for ever), or until the sender says true.
-    pub fn new(wait: Option<Duration>) -> (Self, watch::Sender<bool>) {
-        let (cancel, cancelled) = watch::channel(false);
-        let ends = wait.and_then(|wait| Instant::now().checked_add(wait));
-        (Self { ends, cancelled }, cancel)
-    }
-
-    /// Ends when the caller does not want to wait any more.
-    pub async fn over(&self) {
-        match self.ends {
-            Some(ends) => tokio::select! {
-                () = sleep_until(ends) => {}
-                () = self.cancelled() => {}
-            },
-            None => self.cancelled().await,
-        }
-    }
-
-    /// Ends when the caller has cancelled.
-    pub async fn cancelled(&self) {
-        // Nobody can cancel any more: it never will be.
-        if self.cancelled.clone().wait_for(|cancelled| *cancelled).await.is_err() {
-            pending::<()>().await;
-        }
-    }
-}
 
 /// What wakes the first of a queue; the more it says, the greater.
 #[repr(u8)]
@@ -95,8 +54,9 @@ enum Call {
 /// Those in this process who wait for one document.
 struct Queue {
     id: Bson,
-    /// Held by the first; the lock is handed on in the order of arrival.
-    first: tokio::sync::Mutex<Known>,
+    /// Held by the first, handed on in the order of arrival: until when the document is locked, unless it is released
+    /// before. `None` if that is not known, or may have changed.
+    first: Arc<tokio::sync::Mutex<Option<Instant>>>,
     call: AtomicU8,
     called: Notify,
     /// The document is gone.
@@ -105,20 +65,11 @@ struct Queue {
     own: Mutex<Option<DateTime>>,
 }
 
-/// What the first of a queue leaves to the next.
-#[derive(Default)]
-struct Known {
-    /// The document is locked until then, unless it is released before.
-    until: Option<Instant>,
-    /// Since when it has been handed on within this process.
-    ours_since: Option<Instant>,
-}
-
 impl Queue {
     fn new(id: Bson) -> Arc<Self> {
         Arc::new(Self {
             id,
-            first: tokio::sync::Mutex::default(),
+            first: Arc::default(),
             call: AtomicU8::new(0),
             called: Notify::new(),
             gone: watch::channel(false).0,
@@ -131,8 +82,10 @@ impl Queue {
         self.called.notify_one();
     }
 
-    /// Forgets what it was called for.
-    fn quiet(&self) {
+    /// Tells the next what to expect, and forgets what it was called for. To be done before the lock is handed out: it may
+    /// be released at any moment from then on, and that call is the next one's.
+    fn leave_word(&self, first: &mut First, locked: &Locked) {
+        **first = Some(Instant::now() + locked.lease.remaining(Moment::now()));
         self.call.store(0, Ordering::Release);
     }
 
@@ -162,6 +115,29 @@ pub struct Place {
     lobby: Arc<Lobby>,
     key: Vec<u8>,
     queue: Arc<Queue>,
+    /// Nobody was there before.
+    is_opener: bool,
+    turn: Turn,
+}
+
+type First = OwnedMutexGuard<Option<Instant>>;
+
+/// When the one who has a place is the first.
+enum Turn {
+    Now(First),
+    Later(Pin<Box<dyn Future<Output = First> + Send>>),
+    Taken,
+}
+
+impl Turn {
+    /// Lines up at once, and not only when somebody looks whose turn it is.
+    fn in_line(queue: &Queue) -> Self {
+        let mut later = Box::pin(Arc::clone(&queue.first).lock_owned());
+        match later.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(first) => Self::Now(first),
+            Poll::Pending => Self::Later(later),
+        }
+    }
 }
 
 impl Drop for Place {
@@ -170,45 +146,19 @@ impl Drop for Place {
         if let Some(entry) = hall.queues.get_mut(&self.key)
             && Arc::ptr_eq(&entry.queue, &self.queue)
         {
-            entry.waiting -= 1;
-            if entry.waiting == 0 {
-                hall.queues.remove(&self.key);
-                hall.left = Instant::now();
+            entry.places -= 1;
+            if entry.places == 0 {
+                hall.close(&self.key);
             }
         }
     }
 }
 
-impl Place {
-    /// How long to wait before a try, after so many releases: those who have waited for long come first.
-    fn stagger(&self, releases: u32) -> Duration {
-        let crowd = self.lobby.hall().crowds.get(&self.key).copied().unwrap_or(0);
-        if crowd == 0 {
-            return Duration::ZERO;
-        }
-        APART * crowd * crowd / (crowd + releases) * random(1001) / 1000
-    }
-
-    /// Notes that so many tries were in vain until the lock was had.
-    fn note_crowd(&self, losses: u32) {
-        let mut hall = self.lobby.hall();
-        let crowd = hall.crowds.get(&self.key).copied().unwrap_or(0);
-        // Rounded down, so that it comes to none again.
-        let next = u32::midpoint(crowd, losses.min(CROWDED));
-        if next == 0 {
-            hall.crowds.remove(&self.key);
-            return;
-        }
-        if hall.crowds.len() >= REMEMBERED {
-            hall.crowds.clear();
-        }
-        hall.crowds.insert(self.key.clone(), next);
-    }
-}
-
 struct Entry {
     queue: Arc<Queue>,
-    waiting: usize,
+    places: usize,
+    /// Somebody in it waits. Before that, the one who opened it tries his luck.
+    is_waiting: bool,
 }
 
 /// How news of releases come in.
@@ -224,21 +174,27 @@ enum Feed {
 
 struct Hall {
     queues: HashMap<Vec<u8>, Entry>,
-    /// How often others have lately been faster at a document, each time that it was waited for.
-    crowds: HashMap<Vec<u8>, u32>,
+    turns: Turns,
+    crowds: Crowds,
     /// How many listen for news of any document.
     listeners: usize,
+    /// Whether anybody was ever willing to wait.
+    is_used: bool,
     feed: Feed,
     /// Whether a task looks after the stream, and one after the poll.
     is_fed: bool,
     is_polled: bool,
-    /// When the last one left.
+    /// When the last one left who had waited.
     left: Instant,
 }
 
 impl Hall {
-    fn is_empty(&self) -> bool {
-        self.queues.is_empty() && self.listeners == 0
+    fn waiting(&self) -> impl Iterator<Item = &Arc<Queue>> {
+        self.queues.values().filter(|entry| entry.is_waiting).map(|entry| &entry.queue)
+    }
+
+    fn is_deserted(&self) -> bool {
+        self.listeners == 0 && self.waiting().next().is_none()
     }
 
     /// Whether a task has to be started that looks after the stream.
@@ -248,6 +204,12 @@ impl Hall {
         }
         self.is_fed = true;
         true
+    }
+
+    fn close(&mut self, key: &[u8]) {
+        if self.queues.remove(key).is_some_and(|entry| entry.is_waiting) {
+            self.left = Instant::now();
+        }
     }
 }
 
@@ -295,8 +257,10 @@ impl Lobby {
             longest_poll: Duration::from_millis(target.poll_interval_ms.into()).max(SHORTEST_POLL),
             hall: Mutex::new(Hall {
                 queues: HashMap::new(),
-                crowds: HashMap::new(),
+                turns: Turns::default(),
+                crowds: Crowds::default(),
                 listeners: 0,
+                is_used: false,
                 feed: Feed::None,
                 is_fed: false,
                 is_polled: false,
@@ -308,42 +272,49 @@ impl Lobby {
         })
     }
 
-    /// Whether somebody waits for the document.
-    pub fn is_awaited(&self, id: &Bson) -> bool {
-        let hall = self.hall();
-        !hall.queues.is_empty() && hall.queues.contains_key(&key_of(id))
-    }
-
     /// Tells whoever waits for it that this process has released the document, which is `released` now.
     pub fn hand_over(&self, id: &Bson, released: &Document) {
-        let hall = self.hall();
-        if hall.queues.is_empty() {
+        let mut hall = self.hall();
+        if !hall.is_used {
             return;
         }
-        if let Some(Entry { queue, .. }) = hall.queues.get(&key_of(id)) {
+        let key = key_of(id);
+        if let Some(Entry { queue, .. }) = hall.queues.get(&key) {
             *queue.own() = self.watched.date(released);
             queue.call(Call::HandOver);
         }
+        hall.turns.released(key);
     }
 
-    /// Joins the queue of a document. News come by `database`, whose client is not the callers' own.
-    pub fn enter(&self, id: &Bson, database: &Database) -> Option<Place> {
+    /// Joins the queue of a document.
+    pub fn enter(&self, id: &Bson) -> Option<Place> {
         let lobby = self.this.upgrade()?;
         let key = key_of(id);
-        let (queue, feeds, polls) = {
+        let mut hall = self.hall();
+        hall.is_used = true;
+        let entry = hall.queues.entry(key.clone()).or_insert_with(|| Entry {
+            queue: Queue::new(id.clone()),
+            places: 0,
+            is_waiting: false,
+        });
+        let is_opener = entry.places == 0;
+        entry.places += 1;
+        let queue = Arc::clone(&entry.queue);
+        let turn = Turn::in_line(&queue);
+        drop(hall);
+        Some(Place { lobby, key, queue, is_opener, turn })
+    }
+
+    /// Sees to it that news come in for a queue, by `database`, whose client is not the callers' own.
+    pub fn attend(&self, key: &[u8], database: &Database) {
+        let (feeds, polls) = {
             let mut hall = self.hall();
-            let entry = hall
-                .queues
-                .entry(key.clone())
-                .or_insert_with(|| Entry { queue: Queue::new(id.clone()), waiting: 0 });
-            entry.waiting += 1;
-            let (queue, is_first) = (Arc::clone(&entry.queue), entry.waiting == 1);
-            if is_first && hall.feed != Feed::Live {
+            let is_live = hall.feed == Feed::Live;
+            let Some(entry) = hall.queues.get_mut(key) else { return };
+            if !std::mem::replace(&mut entry.is_waiting, true) && !is_live {
                 self.hurry.notify_one();
             }
-            let feeds = hall.begins_to_feed();
-            let polls = !std::mem::replace(&mut hall.is_polled, true);
-            (queue, feeds, polls)
+            (hall.begins_to_feed(), !std::mem::replace(&mut hall.is_polled, true))
         };
         if feeds {
             tokio::spawn(Self::feed(Weak::clone(&self.this), database.clone()));
@@ -351,7 +322,6 @@ impl Lobby {
         if polls {
             tokio::spawn(Self::poll(Weak::clone(&self.this), database.clone()));
         }
-        Some(Place { lobby, key, queue })
     }
 
     /// Listens for documents that are released, replaced or, if they are waited for, inserted.
@@ -369,6 +339,19 @@ impl Lobby {
         Some(Listener { lobby, news })
     }
 
+    /// Lets others be first, if this process has had the document for some time without a break.
+    async fn take_turns(&self, key: &[u8]) {
+        let pause = self.hall().turns.pause(key);
+        if let Some(pause) = pause {
+            sleep(jittered(pause)).await;
+        }
+    }
+
+    /// Somebody else has, or had, the document.
+    fn end_turn(&self, key: &[u8]) {
+        self.hall().turns.end(key);
+    }
+
     fn hall(&self) -> MutexGuard<'_, Hall> {
         self.hall.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -380,8 +363,9 @@ impl Lobby {
             match lobby.open(&database).await {
                 Ok(stream) => {
                     lobby.hall().feed = Feed::Live;
-                    // What was released before the stream began is nobody's news.
-                    lobby.call_all(Call::Look);
+                    // What was released before the stream began is no news: the poll finds it.
+                    lobby.hurry.notify_one();
+                    lobby.news.send_replace(());
                     lobby.follow(stream).await;
                 }
                 Err(error) if error.is_refusal() => {
@@ -394,13 +378,12 @@ impl Lobby {
             {
                 let mut hall = lobby.hall();
                 hall.feed = Feed::None;
-                if hall.is_empty() {
+                if hall.is_deserted() {
                     hall.is_fed = false;
                     return;
                 }
             }
             lobby.hurry.notify_one();
-            lobby.call_all(Call::Look);
             drop(lobby);
             sleep(jittered(REOPEN)).await;
         }
@@ -418,7 +401,7 @@ impl Lobby {
                 Ok(Some(event)) => self.tell(&event),
                 Ok(None) => {
                     let hall = self.hall();
-                    if hall.is_empty() && hall.left.elapsed() >= LINGER {
+                    if hall.is_deserted() && hall.left.elapsed() >= LINGER {
                         return;
                     }
                 }
@@ -431,7 +414,7 @@ impl Lobby {
         self.news.send_replace(());
         let Ok(id) = event.get_document("documentKey").map(|key| key.get("_id")) else {
             // The collection was dropped, or renamed: nothing is as it was.
-            return self.call_all(Call::Look);
+            return self.hurry.notify_one();
         };
         let key = key_of(id.unwrap_or(&Bson::Null));
         let Some(queue) = self.hall().queues.get(&key).map(|entry| Arc::clone(&entry.queue)) else {
@@ -454,25 +437,19 @@ impl Lobby {
         queue.gone.send_replace(true);
         let mut hall = self.hall();
         if hall.queues.get(key).is_some_and(|entry| Arc::ptr_eq(&entry.queue, queue)) {
-            hall.queues.remove(key);
-            hall.left = Instant::now();
-        }
-    }
-
-    fn call_all(&self, call: Call) {
-        self.news.send_replace(());
-        for Entry { queue, .. } in self.hall().queues.values() {
-            queue.call(call);
+            hall.close(key);
         }
     }
 
     /// Looks at all documents that are waited for, now and then, while there are any.
     async fn poll(lobby: Weak<Self>, database: Database) {
         let mut pause = SHORTEST_POLL;
+        // Whether there may be something that the stream did not tell.
+        let mut is_due = true;
         loop {
             let Some(lobby) = lobby.upgrade() else { return };
-            let is_live = lobby.hall().feed == Feed::Live;
-            pause = if is_live { SAFETY_POLL } else { lobby.longest_poll.min(pause) };
+            let is_safe = !is_due && lobby.hall().feed == Feed::Live;
+            pause = if is_safe { SAFETY_POLL } else { lobby.longest_poll.min(pause) };
             let next = sleep(jittered(pause));
             let is_late = tokio::select! {
                 () = next => true,
@@ -485,15 +462,15 @@ impl Lobby {
             }
             let documents: Vec<Bson> = {
                 let mut hall = lobby.hall();
-                if hall.queues.is_empty() {
+                if hall.is_deserted() {
                     hall.is_polled = false;
                     return;
                 }
-                hall.queues.values().map(|entry| entry.queue.id.clone()).collect()
+                hall.waiting().map(|queue| queue.id.clone()).collect()
             };
+            is_due = false;
             for batch in documents.chunks(BATCH) {
-                // What cannot be seen now may be seen the next time.
-                let _ = lobby.look_at(&database, batch).await;
+                is_due |= lobby.look_at(&database, batch).await.is_err();
             }
             // Up to three times as long, at random: processes that poll together drift apart.
             pause = jittered(pause * 3).max(SHORTEST_POLL);
@@ -527,34 +504,39 @@ impl Lobby {
 
 /// What the first of a queue does next.
 enum Step {
+    Begin,
     Look,
     Try,
-    /// Then look.
+    /// And then look.
     Sleep(Instant),
-    /// Then try.
-    Hold(Instant),
+    /// And then try.
+    StandBack(Instant),
 }
 
 /// Waits until the document is locked, gone, or the patience is over, and replies with that.
 pub async fn wait<A: Replying<Option<Locked>>>(
     collection: &Collection,
+    mut place: Place,
     request: &Request,
     patience: &Patience,
     reply: &mut Reply<Option<Locked>, A>,
 ) {
-    let place = match collection.enter(request) {
-        Ok(place) => place,
-        Err(error) => return reply.give(Err(error)),
-    };
-    let queue = &place.queue;
     let over = collection.over(patience);
     tokio::pin!(over);
-    let mut known = tokio::select! {
-        known = queue.first.lock() => known,
-        () = queue.gone() => return reply.give(Ok(None)),
-        end = &mut over => return reply.give(end),
+    let turn = std::mem::replace(&mut place.turn, Turn::Taken);
+    let (lobby, key, queue) = (&place.lobby, &place.key, &place.queue);
+    let mut first = match turn {
+        Turn::Now(first) => first,
+        Turn::Later(first) => tokio::select! {
+            biased;
+            end = &mut over => return reply.give(end),
+            () = queue.gone() => return reply.give(Ok(None)),
+            first = first => first,
+        },
+        Turn::Taken => return,
     };
-    let mut step = match known.until {
+    let mut step = match *first {
+        _ if place.is_opener => Step::Begin,
         // Whoever was here before has it, or knows when it can be had.
         Some(until) if until > Instant::now() => Step::Sleep(until),
         _ => Step::Look,
@@ -562,11 +544,30 @@ pub async fn wait<A: Replying<Option<Locked>>>(
     let (mut releases, mut losses) = (0, 0);
     loop {
         step = match step {
+            Step::Begin => {
+                lobby.take_turns(key).await;
+                // However short the patience: a document that is free is had.
+                let cancelled = async {
+                    patience.cancelled().await;
+                    Ok(None)
+                };
+                match collection.try_once(request, cancelled, reply).await {
+                    Tried::Refused => {
+                        lobby.end_turn(key);
+                        Step::Look
+                    }
+                    Tried::Won(locked) => {
+                        queue.leave_word(&mut first, &locked);
+                        return collection.hand_out(request, locked, reply).await;
+                    }
+                    Tried::Ended => return,
+                }
+            }
             Step::Look => match collection.look(&request.subject, &mut over, reply).await {
                 None => return,
                 Some(None) => {
                     if request.subject.key.len() == 1 {
-                        place.lobby.end(&place.key, queue);
+                        lobby.end(key, queue);
                     }
                     return reply.give(Ok(None));
                 }
@@ -576,48 +577,47 @@ pub async fn wait<A: Replying<Option<Locked>>>(
             Step::Try => match collection.try_once(request, &mut over, reply).await {
                 Tried::Refused => {
                     losses += 1;
+                    lobby.end_turn(key);
                     Step::Sleep(Instant::now() + jittered(REST))
                 }
-                Tried::Won(left) => {
-                    queue.quiet();
-                    place.note_crowd(losses);
-                    known.until = Some(Instant::now() + left);
-                    known.ours_since.get_or_insert_with(Instant::now);
-                    return;
+                Tried::Won(locked) => {
+                    lobby.hall().crowds.note(key, losses);
+                    queue.leave_word(&mut first, &locked);
+                    return collection.hand_out(request, locked, reply).await;
                 }
                 Tried::Ended => return,
             },
-            Step::Sleep(until) | Step::Hold(until) => {
-                let is_held_back = matches!(step, Step::Hold(_));
-                known.until = (!is_held_back).then_some(until);
-                tokio::select! {
-                    call = queue.called() => match call {
-                        Call::HandOver => taken_in_turns(&mut known).await,
-                        Call::Try => {
-                            known.ours_since = None;
-                            releases += 1;
-                            Step::Hold(Instant::now() + place.stagger(releases))
-                        }
-                        Call::Look => Step::Look,
-                    },
-                    () = sleep_until(until) => if is_held_back { Step::Try } else { Step::Look },
+            Step::Sleep(until) | Step::StandBack(until) => {
+                let stands_back = matches!(step, Step::StandBack(_));
+                if let Err(error) = collection.attend(lobby, key) {
+                    return reply.give(Err(error));
+                }
+                *first = (!stands_back).then_some(until);
+                let call = tokio::select! {
+                    call = queue.called() => Some(call),
+                    () = sleep_until(until) => None,
                     () = queue.gone() => return reply.give(Ok(None)),
                     end = &mut over => return reply.give(end),
+                };
+                // Should this one leave before it has made use of it, the next has to look for itself.
+                *first = None;
+                match call {
+                    Some(Call::HandOver) => {
+                        lobby.take_turns(key).await;
+                        Step::Try
+                    }
+                    Some(Call::Try) => {
+                        lobby.end_turn(key);
+                        releases += 1;
+                        let pause = lobby.hall().crowds.pause(key, releases);
+                        Step::StandBack(Instant::now() + pause)
+                    }
+                    None if stands_back => Step::Try,
+                    Some(Call::Look) | None => Step::Look,
                 }
             }
         };
     }
-}
-
-/// Goes on at once, unless this process has had the document for some time: then others have a chance to be first.
-async fn taken_in_turns(known: &mut Turn<'_, Known>) -> Step {
-    known.until = None;
-    if known.ours_since.is_none_or(|since| since.elapsed() < ROUND) {
-        return Step::Try;
-    }
-    known.ours_since = None;
-    sleep(jittered(CHANCE)).await;
-    Step::Try
 }
 
 /// What equal `_id`s have in common: the server takes numbers of different types for the same.
@@ -664,18 +664,5 @@ mod tests {
         assert!(queue.called().await == Call::Try, "the one that says more");
         let next = tokio::time::timeout(Duration::from_millis(20), queue.called()).await;
         assert!(next.is_err(), "both were one");
-    }
-
-    #[tokio::test]
-    async fn patience_ends_by_time_or_by_word_and_not_because_nobody_can_say_it() {
-        let (short, _cancel) = Patience::new(Some(Duration::from_millis(5)));
-        short.over().await;
-        let (endless, cancel) = Patience::new(None);
-        drop(cancel);
-        let over = tokio::time::timeout(Duration::from_millis(20), endless.over()).await;
-        assert!(over.is_err());
-        let (endless, cancel) = Patience::new(None);
-        cancel.send_replace(true);
-        endless.over().await;
     }
 }

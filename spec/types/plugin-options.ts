@@ -16,6 +16,7 @@ inferred
     fence: false,
     writeConcern: { w: 'majority', j: true, wtimeoutMS: 5000 },
     exitTimeout: 500,
+    pollInterval: 100,
   })
   .plugin(lockRelease, { writeConcern: { w: 1 } })
   .plugin(lockRelease, { writeConcern: { w: 'eu-and-us' } });
@@ -35,6 +36,8 @@ lockRelease(inferred, { model: 'Invoice' });
 lockRelease(inferred, { modelName: 5 });
 // @ts-expect-error: the fence is on or off
 lockRelease(inferred, { fence: 'yes' });
+// @ts-expect-error: milliseconds are a number
+lockRelease(inferred, { pollInterval: '250' });
 // @ts-expect-error: a write concern is an object
 lockRelease(inferred, { writeConcern: 'majority' });
 // @ts-expect-error: a schema, not its definition

@@ -81,6 +81,30 @@ export async function renewed(): Promise<void> {
   await invoice.lock(10_000, { renew: 'always' });
 }
 
+export async function patient(request: AbortSignal): Promise<void> {
+  const invoice = await Invoice.findOne().orFail();
+  const locked = await invoice.lock(10_000, { wait: 5000, signal: AbortSignal.timeout(1000) });
+  expectSame<typeof locked, typeof invoice | null>(true);
+  await invoice.lock(10_000, { wait: Infinity, signal: undefined, renew: true });
+  await invoice.lock(10_000, { wait: undefined });
+  const nothing = invoice.lock(10_000, { wait: 5000, signal: request }, (error, doc) => {
+    expectSame<typeof error, Error | null>(true);
+    expectSame<typeof doc, typeof invoice | null>(true);
+  });
+  expectSame<typeof nothing, void>(true);
+  const options: lockRelease.LockOptions = { wait: 5000, signal: request };
+  const total = await invoice.withLock(10_000, options, (doc) => doc.total ?? 0);
+  expectSame<typeof total, number>(true);
+  // @ts-expect-error: milliseconds are a number
+  await invoice.lock(10_000, { wait: '5s' });
+  // @ts-expect-error: nor null
+  await invoice.lock(10_000, { wait: null });
+  // @ts-expect-error: the signal, not its controller
+  await invoice.lock(10_000, { signal: new AbortController() });
+  // @ts-expect-error: nor null
+  await invoice.withLock(10_000, { signal: null }, () => {});
+}
+
 export async function refusals(): Promise<void> {
   const invoice = new Invoice({ customer: 'ada' });
   // @ts-expect-error: the duration is missing
