@@ -78,10 +78,10 @@ describe('the example of the original’s README', function () {
 });
 
 describe('the package', function () {
-  it('exports the plugin, named, with LockError beside it, and nothing else', function () {
+  it('exports the plugin, named, with LockError and two expressions beside it, and nothing else', function () {
     assert.equal(typeof lockRelease, 'function');
     assert.equal(lockRelease.name, 'lockReleasePlugin');
-    assert.deepEqual(Object.keys(lockRelease), ['LockError']);
+    assert.deepEqual(Object.keys(lockRelease), ['LockError', 'locked', 'unlocked']);
     const error = new lockRelease.LockError('ERR_LOCK_LOST', 'gone');
     assert.ok(error instanceof Error);
     assert.equal(error.code, 'ERR_LOCK_LOST');
@@ -98,6 +98,8 @@ for (const part of [
   'arguments',
   'schema',
   'documents',
+  'claiming',
+  'queueing',
 ]) {
   require(`./spec/contract/${part}`);
 }

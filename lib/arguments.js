@@ -83,8 +83,13 @@ const MOST_CLAIMED = 1000;
 /** Throws unless a claim can be made with this filter. */
 function checkFilter(filter) {
   if (filter === null || typeof filter !== 'object' || Array.isArray(filter)) {
-    throw argumentError(TypeError, `filter must be an object, got ${show(filter)}`);
+    throw filterError(filter);
   }
+}
+
+/** An error about what is no filter. */
+function filterError(filter) {
+  return argumentError(TypeError, `filter must be an object, got ${show(filter)}`);
 }
 
 function checkCount(name, value) {
@@ -232,5 +237,6 @@ module.exports = {
   checkFunction,
   checkLockOptions,
   checkPluginOptions,
+  filterError,
   sortError,
 };

@@ -4,7 +4,13 @@
 'use strict';
 
 const { Acquisition } = require('./acquisition');
-const { checkClaimOptions, checkDuration, checkFilter, sortError } = require('./arguments');
+const {
+  checkClaimOptions,
+  checkDuration,
+  checkFilter,
+  filterError,
+  sortError,
+} = require('./arguments');
 const { begin } = require('./client');
 const { hold, modelFor } = require('./document');
 const { releaseAtExit } = require('./exit');
@@ -14,25 +20,33 @@ const { Patience } = require('./patience');
 function castQuery(Model, filter, sort) {
   const query = Model.find(filter);
   query._castConditions();
-  if (query.error()) throw query.error();
+  const failure = query.error();
+  // A Date, a Map: objects, but no filters.
+  if (failure?.name === 'ObjectParameterError') throw filterError(filter);
+  if (failure) throw failure;
   if (sort === undefined || sort === null) return { filter: query.getFilter() };
   try {
-    query.sort(sort);
-    checkOrder(query.getOptions().sort);
+    return { filter: query.getFilter(), sort: orderOf(query.sort(sort).getOptions()) };
   } catch (error) {
     throw sortError(sort, error);
   }
-  return { filter: query.getFilter(), sort: query.getOptions().sort };
 }
 
-function checkOrder(order = {}) {
-  const paths = Object.entries(order);
-  if (paths.length === 0) throw new TypeError('it names no path');
-  for (const [path, direction] of paths) {
-    if (path === '' || (direction !== 1 && direction !== -1)) {
+const DIRECTIONS = { 1: 1, asc: 1, ascending: 1, '-1': -1, desc: -1, descending: -1 };
+
+/** What Mongoose has made of an order: an object, and up to version 7 pairs or a Map if that was given. */
+function orderOf({ sort = {} }) {
+  const pairs = typeof sort[Symbol.iterator] === 'function' ? [...sort] : Object.entries(sort);
+  if (pairs.length === 0) throw new TypeError('it names no path');
+  const order = {};
+  for (const [path, given] of pairs) {
+    const direction = given?.$meta ? given : DIRECTIONS[given];
+    if (path === '' || !direction) {
       throw new TypeError(`the direction of "${path}" must be 1 or -1`);
     }
+    order[path] = direction;
   }
+  return order;
 }
 
 /**
@@ -43,43 +57,39 @@ async function claim(Model, settings, trace, filter, duration, given) {
   const durationMs = checkDuration(duration);
   checkFilter(filter);
   const { terms, wait, signal, limit, sort } = checkClaimOptions(given, durationMs);
+  // By the model that was asked: it may be a discriminator of the one that it is locked through.
+  const cast = castQuery(Model, filter, sort);
   const model = modelFor(Model, settings);
-  const cast = castQuery(model.Model, filter, sort);
   const patience = wait > 0 || signal ? new Patience(wait, signal) : undefined;
   const opened = model.open('claim');
   const orAborted = (promise) => patience?.orAborted(promise) ?? promise;
   const collection = opened instanceof Promise ? await orAborted(opened) : opened;
   const query = model.query(cast);
-  /** What was won and nobody gets: released by its lease. */
-  const abandon = (lease, bytes) => {
-    const { _id } = model.mongo.BSON.deserialize(bytes);
-    const release = { trace, mongo: model.mongo, read: () => null };
-    const subject = model.subject({ _id, ...model.constantKey });
-    begin(release, (number) => collection.release(number, subject, lease)).catch(() => {});
-  };
   const won = [];
-  let failure;
   const read = (bytes, lease) => {
-    won.push([lease, bytes]);
-    try {
-      const { doc, by } = model.read(bytes);
-      hold(doc, new Acquisition(model, model.keyOf(doc), lease, by));
-      return doc;
-    } catch (error) {
-      failure ??= { error };
-      return null;
-    }
+    const { raw, by } = model.parse(bytes);
+    const acquisition = new Acquisition(model, model.keyOfRaw(raw), lease, by);
+    won.push(acquisition);
+    return { raw, acquisition };
   };
+  const letGo = (acquisition) => acquisition.release(trace).catch(() => {});
   if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
   const start = (number, ms) => collection.claim(number, query, durationMs, limit, terms, ms);
+  const abandon = (lease, bytes) => letGo(read(bytes, lease).acquisition);
   const claimed = await (patience ? patience.begin(call, start, abandon) : begin(call, start));
-  if (failure) {
-    // An init hook of the user's has thrown: nobody gets any of them.
-    for (const [lease, bytes] of won) abandon(lease, bytes);
-    throw failure.error;
+  try {
+    return claimed.map(({ raw, acquisition }) => {
+      const doc = model.hydrate(raw);
+      acquisition.key = model.keyOf(doc);
+      hold(doc, acquisition);
+      return doc;
+    });
+  } catch (error) {
+    // An init hook of the user's has thrown: nobody gets the others either.
+    for (const acquisition of won) letGo(acquisition);
+    throw error;
   }
-  return claimed ?? [];
 }
 
 module.exports = { claim };

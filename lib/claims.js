@@ -48,12 +48,14 @@ class Claims {
     this.#loops += 1;
     let current;
     let isOpen = true;
+    let turn = Promise.resolve();
     const handled = async () => {
       if (!current) return;
       const doc = current;
       current = undefined;
-      this.#handled -= 1;
       await this.#release(doc);
+      // Not before: there is room for another one when this one is not locked any more.
+      this.#handled -= 1;
       this.#fill();
     };
     const leave = async () => {
@@ -63,16 +65,20 @@ class Claims {
       await this.#ended;
       return END;
     };
+    const step = async () => {
+      await handled();
+      if (!isOpen) return END;
+      current = await this.#take();
+      if (current && isOpen) return { done: false, value: current };
+      // Left while it was waited for: nobody is there to handle it.
+      await handled();
+      await leave();
+      if (this.#failure) throw this.#failure;
+      return END;
+    };
     return {
-      next: async () => {
-        await handled();
-        if (!isOpen) return END;
-        current = await this.#take();
-        if (current) return { done: false, value: current };
-        await leave();
-        if (this.#failure) throw this.#failure;
-        return END;
-      },
+      // One after the other, should somebody ask for the next before there is one.
+      next: () => (turn = turn.then(step, step)),
       return: async (value) => {
         await handled();
         return { ...(await leave()), value };
@@ -122,7 +128,12 @@ class Claims {
     if (this.#isClaiming || this.#ended || room === 0 || isEnough) return;
     this.#isClaiming = true;
     try {
-      this.#ready.push(...(await this.#claim(room, this.#stop.signal)));
+      const claimed = await this.#claim(room, this.#stop.signal);
+      if (this.#ended) {
+        for (const doc of claimed) this.#release(doc);
+        return;
+      }
+      this.#ready.push(...claimed);
     } catch (error) {
       if (!this.#ended) this.#fail(error);
       return;

@@ -90,6 +90,14 @@ class LockedModel {
     return key;
   }
 
+  /** The key of a document that is not a document yet. */
+  keyOfRaw(raw) {
+    const valueOf = (path) => path.split('.').reduce((inside, name) => inside?.[name], raw);
+    const key = { _id: raw._id, ...this.constantKey };
+    for (const path of this.shardKey) key[path] = valueOf(path);
+    return key;
+  }
+
   /** The subject of a command, as BSON: the key, and the fields that change with it. */
   subject(key) {
     return this.mongo.BSON.serialize({ key, set: this.#changes() });
@@ -112,9 +120,15 @@ class LockedModel {
 
   /** A hydrated document, as a query of Mongoose's own would have made it, and its holder's record. */
   read(bytes) {
+    const { raw, by } = this.parse(bytes);
+    return { doc: this.hydrate(raw), by };
+  }
+
+  /** What was read, not hydrated yet, and the holder's record that was in it. */
+  parse(bytes) {
     const raw = this.mongo.BSON.deserialize(bytes, this.bsonOptions);
     const by = take(raw, this.settings.by);
-    return { doc: this.hydrate(raw), by };
+    return { raw, by };
   }
 
   /** A document of what was read. */

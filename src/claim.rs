@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bson::{Bson, Document, doc, oid::ObjectId};
+use tokio::time::{Instant, sleep};
 
 use crate::command::{Hold, Query, Subject};
 use crate::error::Error;
@@ -22,6 +23,11 @@ use crate::store::{Call, Collection, Failed, Locked, Reply, Replying, jittered, 
 const WIDEST: u32 = 8;
 /// The shortest pause before a claimer who found nothing looks again without having heard of anything.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest; how often the user wants it at least is seen to by the listener.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After news that were none to a claimer it looks again at once, and then less and less soon, up to this: a collection
+/// in which much happens that does not concern it is not searched without a break.
+const LONGEST_GAP: Duration = Duration::from_millis(64);
 
 /// What one claim asks for.
 pub struct Claim {
@@ -81,7 +87,7 @@ pub async fn claim<A: Replying<Vec<Locked>>>(
     };
     tokio::pin!(over);
     let mut listener = None;
-    let mut pause = SHORTEST_PAUSE;
+    let (mut pause, mut gap) = (SHORTEST_PAUSE, Duration::ZERO);
     for attempt in 0_u32.. {
         let call = collection.begin();
         let mut leftover = Leftover { lease: ObjectId::new(), ids: Vec::new() };
@@ -98,10 +104,17 @@ pub async fn claim<A: Replying<Vec<Locked>>>(
             _ => call.to_its_end(work, &mut over, &mut reply).await,
         };
         match outcome {
-            (Ok(locked), true) if locked.is_empty() && patience.is_some() => {}
-            (Ok(locked), true) => {
-                return reply.give(collection.keep(&locked, claim.terms).map(|()| locked));
-            }
+            (Ok(locked), true) if locked.is_empty() => match patience {
+                Some(patience) if !patience.is_over() => {}
+                _ => return reply.give(Ok(locked)),
+            },
+            (Ok(locked), true) => match collection.keep(&locked, claim.terms) {
+                Ok(()) => return reply.give(Ok(locked)),
+                Err(error) => {
+                    reply.give(Err(error));
+                    return forget(collection, &leftover, claim.duration_ms).await;
+                }
+            },
             (outcome, in_time) => {
                 if let (Err(error), true) = (outcome, in_time) {
                     reply.give(Err(error));
@@ -116,12 +129,23 @@ pub async fn claim<A: Replying<Vec<Locked>>>(
             }
         }
         let Some(listener) = &mut listener else { return };
-        pause = jittered(pause * 3).max(SHORTEST_PAUSE);
-        tokio::select! {
-            () = listener.news(pause) => {}
+        pause = jittered(pause * 3).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let heard = async {
+            sleep(gap).await;
+            let quiet = Instant::now();
+            listener.news(pause).await;
+            quiet.elapsed()
+        };
+        gap = tokio::select! {
+            quiet = heard => if quiet > LONGEST_GAP { Duration::ZERO } else { longer(gap) },
             end = &mut over => return reply.give(end),
-        }
+        };
     }
+}
+
+/// The next gap between two looks, after one that was for nothing.
+fn longer(gap: Duration) -> Duration {
+    (gap * 2).clamp(Duration::from_millis(1), LONGEST_GAP)
 }
 
 /// Locks up to as many documents as are wanted. `leftover` gets what it may have locked.
@@ -150,7 +174,7 @@ async fn take(
         let contested = locked < chosen.len();
         collection.crowd().note(contested);
         // Where an attempt's answer was lost nobody knows how many there are: better too few than too many.
-        if in_doubt || (are_all && !contested) {
+        if in_doubt || (are_all && !contested) || call.is_over() {
             break;
         }
     }
@@ -174,6 +198,7 @@ async fn take_one(
             key: doc! { "_id": id.clone() },
             set: claim.query.set.clone(),
             filter: Some(claim.query.filter.clone()),
+            collation: claim.query.collation.clone(),
         };
         match collection.acquire(&subject, claim.duration_ms, call).await {
             Ok(Some(locked)) => {
@@ -181,7 +206,12 @@ async fn take_one(
                 *leftover = Leftover { lease: locked.lease.hold().lease, ids: vec![id] };
                 return Ok(vec![locked]);
             }
-            Ok(None) => collection.crowd().note(true),
+            Ok(None) => {
+                collection.crowd().note(true);
+                if call.is_over() {
+                    return Ok(Vec::new());
+                }
+            }
             Err(Failed { error, leftover: lease }) => {
                 if let Some(lease) = lease {
                     *leftover = Leftover { lease, ids: vec![id] };
@@ -248,7 +278,8 @@ async fn read_back(
 ) -> Result<Vec<Locked>, Error> {
     let target = collection.target();
     let found = loop {
-        match collection.find(target.claimed(ids, *lease, call.milliseconds_left())).await {
+        let command = target.claimed(ids, *lease, claim.duration_ms, call.milliseconds_left());
+        match collection.find(command).await {
             Ok(found) => break found,
             Err(error) => call.pause_after(error).await?,
         }
@@ -314,5 +345,15 @@ mod tests {
             crowd.note(false);
         }
         assert_eq!(crowd.width(), 1);
+    }
+
+    #[test]
+    fn gaps_grow_from_nothing_to_their_longest() {
+        let gaps: Vec<_> = std::iter::successors(Some(Duration::ZERO), |gap| Some(longer(*gap)))
+            .take(100)
+            .collect();
+        assert!(gaps.is_sorted());
+        assert_eq!(gaps[1], Duration::from_millis(1));
+        assert_eq!(gaps[99], LONGEST_GAP);
     }
 }

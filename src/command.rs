@@ -52,6 +52,9 @@ pub struct Subject {
     /// What else the document must meet to be locked: the query of a claim.
     #[serde(default)]
     pub filter: Option<Document>,
+    /// The collation of that query, if not the collection's own.
+    #[serde(default)]
+    pub collation: Option<Document>,
 }
 
 /// Which documents are to be claimed.
@@ -89,7 +92,7 @@ pub struct State {
 impl Subject {
     /// A document by its key alone.
     pub fn of(key: Document) -> Self {
-        Self { key, set: Document::new(), filter: None }
+        Self { key, set: Document::new(), filter: None, collation: None }
     }
 
     /// The document's `_id`.
@@ -123,7 +126,12 @@ impl Target {
         let token = doc! { "$cond": [mine.clone(), self.by_ref(".token"), self.next_token()] };
         let since = doc! { "$cond": [mine, format!("{by}.since"), "$$NOW"] };
         let set = self.taken(lease, token, since, duration_ms);
-        self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms)
+        let mut command =
+            self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms);
+        if let Some(collation) = &subject.collation {
+            command.insert("collation", collation.clone());
+        }
+        command
     }
 
     /// Finds at most `count` documents of the query that are free, in its order: their `_id`s.
@@ -171,15 +179,24 @@ impl Target {
         }
     }
 
-    /// Finds those of the documents that the lease holds.
-    pub fn claimed(&self, ids: &[Bson], lease: ObjectId, max_time_ms: i64) -> Document {
+    /// Finds those of the documents that the lease holds; all that it has locked if that was for no time at all.
+    pub fn claimed(
+        &self,
+        ids: &[Bson],
+        lease: ObjectId,
+        duration_ms: i64,
+        max_time_ms: i64,
+    ) -> Document {
         let mut filter = doc! { "_id": { "$in": ids } };
         filter.insert(format!("{}.lease", self.by), lease);
-        filter.insert("$expr", self.still_held());
+        let is_held = if duration_ms == 0 { self.untouched() } else { self.still_held() };
+        filter.insert("$expr", is_held);
         doc! {
             "find": &self.collection,
             "filter": filter,
             "projection": self.fields.clone(),
+            // One round trip for as many as one answer can hold: by default it has no more than 101 documents.
+            "batchSize": i64::try_from(ids.len()).unwrap_or(i64::MAX),
             "maxTimeMS": max_time_ms,
         }
     }

@@ -37,6 +37,19 @@ pub enum Error {
         labels: BTreeSet<String>,
     },
 
+    /// The write failed, after it had been applied in part perhaps.
+    #[error("{message}")]
+    Write {
+        /// The server's code.
+        code: i32,
+        /// The server's name of the code; most write errors have none.
+        code_name: String,
+        /// The server's message.
+        message: String,
+        /// The server's error labels.
+        labels: BTreeSet<String>,
+    },
+
     /// No answer within the time that the call was given.
     #[error("no answer from MongoDB within {after_ms} ms")]
     TimedOut {
@@ -80,7 +93,9 @@ impl Error {
                 ErrorKind::Command(command) => PASSING_CODES.contains(&command.code),
                 _ => error.contains_label("RetryableWriteError"),
             },
-            Self::WriteConcern { code, .. } => PASSING_CODES.contains(code),
+            Self::WriteConcern { code, .. } | Self::Write { code, .. } => {
+                PASSING_CODES.contains(code)
+            }
             _ => false,
         }
     }
@@ -94,7 +109,13 @@ impl Error {
         );
         expired
             || self.is_passing()
-            || matches!(self, Self::WriteConcern { .. } | Self::TimedOut { .. } | Self::Closed)
+            || matches!(
+                self,
+                Self::WriteConcern { .. }
+                    | Self::Write { .. }
+                    | Self::TimedOut { .. }
+                    | Self::Closed
+            )
     }
 
     /// Whether the server understood and will not do it, now or a moment later.
@@ -125,7 +146,8 @@ impl Error {
                 }
                 report.insert("labels", error.labels().iter().collect::<Vec<_>>());
             }
-            Self::WriteConcern { code, code_name, labels, .. } => {
+            Self::WriteConcern { code, code_name, labels, .. }
+            | Self::Write { code, code_name, labels, .. } => {
                 report.insert("code", *code);
                 report.insert("codeName", code_name);
                 report.insert("labels", labels.iter().collect::<Vec<_>>());
@@ -156,6 +178,7 @@ impl Error {
                 _ => "runtime",
             },
             Self::WriteConcern { .. } => "writeConcern",
+            Self::Write { .. } => "server",
             Self::TimedOut { .. } => "networkTimeout",
             Self::Closed => "closed",
             Self::UnsupportedOption(_) => "unsupportedOption",

@@ -31,6 +31,11 @@ impl Patience {
         }
     }
 
+    /// Whether the time has passed, or the caller has cancelled.
+    pub fn is_over(&self) -> bool {
+        *self.cancelled.borrow() || self.ends.is_some_and(|ends| ends <= Instant::now())
+    }
+
     /// Ends when the caller has cancelled.
     pub async fn cancelled(&self) {
         // Nobody can cancel any more: it never will be.

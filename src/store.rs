@@ -702,14 +702,16 @@ pub async fn run(database: &Database, command: &Document) -> Result<Document, Er
     let failure =
         write_error.or_else(|| reply.get("writeConcernError")).and_then(Bson::as_document);
     let Some(failure) = failure else { return Ok(reply) };
+    let code = failure.get_i32("code").unwrap_or_default();
+    let code_name = failure.get_str("codeName").unwrap_or_default().to_owned();
+    let message = failure.get_str("errmsg").unwrap_or("the write failed").to_owned();
     let labels = reply.get_array("errorLabels").map(|labels| {
         labels.iter().filter_map(|label| label.as_str().map(str::to_owned)).collect()
     });
-    Err(Error::WriteConcern {
-        code: failure.get_i32("code").unwrap_or_default(),
-        code_name: failure.get_str("codeName").unwrap_or_default().to_owned(),
-        message: failure.get_str("errmsg").unwrap_or("the write failed").to_owned(),
-        labels: labels.unwrap_or_else(|_| BTreeSet::new()),
+    let labels = labels.unwrap_or_else(|_| BTreeSet::new());
+    Err(match write_error {
+        Some(_) => Error::Write { code, code_name, message, labels },
+        None => Error::WriteConcern { code, code_name, message, labels },
     })
 }
 
@@ -749,6 +751,11 @@ impl Call {
         };
         reply.give(early);
         (work.await, false)
+    }
+
+    /// Whether the caller has been answered by now, come what may.
+    pub fn is_over(&self) -> bool {
+        *self.closing.borrow() || self.ends <= Instant::now()
     }
 
     /// The time that a command may take on the server. At least 1: to the server 0 means no limit.
