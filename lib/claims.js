@@ -93,20 +93,27 @@ class Claims {
   async forEach(fn) {
     checkFunction(fn);
     let failure;
+    const fail = (error) => {
+      failure ??= { error };
+      this.#end();
+    };
     const loop = async () => {
-      try {
-        for await (const doc of this) await fn(doc, doc.$lock);
-      } catch (error) {
-        failure ??= { error };
-        this.#end();
+      for await (const doc of this) {
+        try {
+          await fn(doc, doc.$lock);
+        } catch (error) {
+          // The first that fails is the one that is told, not the first whose document is released.
+          fail(error);
+          return;
+        }
       }
     };
-    await Promise.all(Array.from({ length: this.#concurrency }, loop));
+    const loops = Array.from({ length: this.#concurrency }, () => loop().catch(fail));
+    await Promise.all(loops);
     if (failure) throw failure.error;
   }
 
   #take() {
-    this.#fill();
     for (let doc; (doc = this.#ready.shift());) {
       // One that waited here for so long that it was lost is another's.
       if (doc.$lock.held) {
@@ -116,9 +123,11 @@ class Claims {
       }
     }
     if (this.#ended) return undefined;
-    return new Promise((resolve) => {
+    const taken = new Promise((resolve) => {
       this.#takers.push(resolve);
     });
+    this.#fill();
+    return taken;
   }
 
   /** Claims as many as there is room for; not one by one while there still are some. */

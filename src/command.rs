@@ -195,8 +195,9 @@ impl Target {
             "find": &self.collection,
             "filter": filter,
             "projection": self.fields.clone(),
-            // One round trip for as many as one answer can hold: by default it has no more than 101 documents.
-            "batchSize": i64::try_from(ids.len()).unwrap_or(i64::MAX),
+            // One round trip for as many as one answer can hold: by default it has no more than 101 documents, and a batch
+            // that is full has another after it.
+            "batchSize": i64::try_from(ids.len() + 1).unwrap_or(i64::MAX),
             "maxTimeMS": max_time_ms,
         }
     }
