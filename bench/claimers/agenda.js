@@ -10,7 +10,7 @@ module.exports = async function open(uri, count) {
   const { Agenda } = require('agenda');
   const agenda = new Agenda({
     db: { address: uri },
-    processEvery: 10,
+    processEvery: 100,
     maxConcurrency: 100,
     defaultConcurrency: 100,
   });
@@ -21,7 +21,11 @@ module.exports = async function open(uri, count) {
   const { attrs } = await agenda.create('order', { number: 0 }).schedule(new Date(0)).save();
   const pattern = { projection: { _id: 0 } };
   const stored = await agenda._collection.findOne({ _id: attrs._id }, pattern);
-  await fill(agenda._collection, count, (number) => ({ ...stored, data: { number } }));
+  await fill(agenda._collection, count, (number) => ({
+    ...stored,
+    nextRunAt: new Date(number + 1),
+    data: { number },
+  }));
   return {
     async run(count) {
       handled = count;

@@ -25,7 +25,11 @@ module.exports = async function open(uri, count) {
   const first = await backgroundJobs.enqueue(Job, { number: 0 });
   const collection = first.collection ?? first.constructor.collection;
   const stored = await collection.findOne({ _id: first._id }, { projection: { _id: 0 } });
-  await fill(collection, count, (number) => ({ ...stored, data: { number } }));
+  await fill(collection, count, (number) => ({
+    ...stored,
+    nextRunAt: new Date(number + 1),
+    data: { number },
+  }));
   return {
     async run(count) {
       handled = count;
