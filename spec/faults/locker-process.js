@@ -144,7 +144,9 @@ async function round(Model, _id) {
   const id = `${setup.name}.${calls}`;
   // Some locks are kept alive for as long as the work takes.
   const renew = !isOriginal && random.chance(0.2);
-  const asked = renew ? [duration, { renew }] : [duration];
+  // And some wait for a locked document: less, about as long, or longer than it can be locked.
+  const wait = !isOriginal && random.chance(0.3) ? random.pick([30, 300, 1200]) : undefined;
+  const asked = renew || wait !== undefined ? [duration, { renew, wait }] : [duration];
   const doc = await called(found, 'lock', id, { doc: _id, renew }, granted, ...asked);
   if (!doc) return false;
   untold += 1;

@@ -137,6 +137,27 @@ async function breakNetwork({ relays, duration }, random) {
   }
 }
 
+/** Whoever waits is told of releases by a change stream: its cursor is killed, as an operator does, while it is idle. */
+async function killCursors({ deployment }) {
+  const primary = await deployment.primary();
+  const find = {
+    aggregate: 1,
+    pipeline: [
+      { $currentOp: { allUsers: true, idleCursors: true } },
+      { $match: { 'cursor.originatingCommand.pipeline.0.$changeStream': { $exists: true } } },
+      { $project: { ns: 1, id: '$cursor.cursorId' } },
+    ],
+    cursor: {},
+  };
+  // A primary that goes away takes its cursors along.
+  const reply = await primary.command(find).catch(() => undefined);
+  for (const { ns, id } of reply?.cursor.firstBatch ?? []) {
+    const [dbName, ...names] = ns.split('.');
+    const kill = { killCursors: names.join('.'), cursors: [id] };
+    await primary.command(kill, dbName).catch(() => {});
+  }
+}
+
 /** Strikes by their names, with the shortest and the longest pause in between; `together` has them all. */
 const STRIKES = {
   kill: (...all) => repeat(killLocker, ...all, 600, 1500),
@@ -147,6 +168,7 @@ const STRIKES = {
   failpoints: (...all) => repeat(failCommands, ...all, 100, 500),
   answers: (...all) => repeat(loseMessages, ...all, 100, 500),
   network: (...all) => repeat(breakNetwork, ...all, 200, 1200),
+  cursors: (...all) => repeat(killCursors, ...all, 100, 600),
 };
 
 const NEMESES = {
@@ -160,6 +182,7 @@ const NEMESES = {
   failpoints: { title: 'commands fail', strikes: ['failpoints'] },
   answers: { title: 'messages lost or late', strikes: ['answers'], relayed: true },
   network: { title: 'network breaks', strikes: ['network'], relayed: true },
+  cursors: { title: 'change streams killed', strikes: ['cursors'] },
   together: {
     title: 'all together',
     strikes: Object.keys(STRIKES),
