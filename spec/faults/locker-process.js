@@ -15,6 +15,8 @@ const { protection, duration } = setup;
 const journal = new Journal(setup.journal);
 const random = new Random(setup.seed);
 const isOriginal = protection === 'original';
+/** A broken network is whole again long before. */
+const CONNECT_MS = 60_000;
 let calls = 0;
 /** Acquisitions that the parent was not told of yet. */
 let untold = 0;
@@ -190,8 +192,23 @@ function tell() {
   untold = 0;
 }
 
+/** Mongoose's own connection is not what is tested: where the network is broken just now, it is opened again. */
+async function connect() {
+  const end = moment() + CONNECT_MS;
+  for (;;) {
+    const connection = mongoose.createConnection(setup.uri, setup.options);
+    try {
+      return await connection.asPromise();
+    } catch (error) {
+      await connection.close().catch(() => {});
+      if (moment() > end) throw error;
+      await sleep(100);
+    }
+  }
+}
+
 async function main() {
-  const connection = await mongoose.createConnection(setup.uri, setup.options).asPromise();
+  const connection = await connect();
   const Model = connection.model('Counted', lockable());
   process.send('ready');
   setInterval(tell, 500).unref();

@@ -104,13 +104,16 @@ async function failCommands(field, random) {
   await everywhere(field, NOTHING);
 }
 
+/** How late a message comes in at the most, in durations of a lock. */
+const LATEST = 4;
+
 /** Some requests are lost, some answers, and some requests come in when nobody expects them any more. */
 async function loseMessages({ relays, duration }, random) {
   const own = random.fork();
   const share = random.between(0.02, 0.2);
   const judge = (command) => {
     if (command.find !== undefined || !own.chance(share)) return undefined;
-    return own.pick(['loseAnswer', 'loseRequest', { late: own.between(0, 4 * duration) }]);
+    return own.pick(['loseAnswer', 'loseRequest', { late: own.between(0, LATEST * duration) }]);
   };
   for (const relay of relays) relay.judge = judge;
   await sleep(random.between(300, 1500));
@@ -218,4 +221,4 @@ async function strike({ strikes }, field, random, isOver) {
   await everywhere(field, NOTHING);
 }
 
-module.exports = { CONTROLS, NEMESES, strike };
+module.exports = { CONTROLS, LATEST, NEMESES, strike };

@@ -15,7 +15,7 @@ const { runTrial } = require('./trial');
 
 /** For how many seconds each nemesis strikes, and until how many locks were granted. */
 const SHORT = { seconds: 8 };
-const LONG = { seconds: 30, acquisitions: 9300 };
+const LONG = { seconds: 30, acquisitions: 9600 };
 /** The controls need no more than this to show what they have to. */
 const CONTROL_SECONDS = 8;
 

@@ -13,7 +13,7 @@ const mongoose = require('../support/mongoose');
 const { check } = require('./checker');
 const { moment, readJournals } = require('./journal');
 const { Locker } = require('./locker');
-const { strike } = require('./nemeses');
+const { LATEST, strike } = require('./nemeses');
 const { Random } = require('./random');
 const { WireRelay } = require('./wire-relay');
 
@@ -147,6 +147,7 @@ class Trial {
       unlockable,
       duration: DURATION_MS,
       patience: PATIENCE_MS,
+      late: this.#nemesis.strikes.includes('answers') ? LATEST * DURATION_MS : 0,
     });
     return { ...report, strikes: this.#strikes };
   }
