@@ -9,7 +9,7 @@ export = lockReleasePlugin;
 
 /**
  * The plugin: gives every document of a schema `lock`, `release`, `extend` and `withLock`, so that only one process
- * handles it.
+ * handles it; its model `claim` and `claims`; and its queries `locked()` and `unlocked()`.
  *
  * Adds the paths `locked` (a Date) and `lockedBy` (left out of queries) to the schema. Applying it twice is fine.
  *
@@ -197,6 +197,161 @@ declare namespace lockReleasePlugin {
     /** Releases the lock that the document holds, at the end of the block of an `await using`. */
     [Symbol.asyncDispose](): Promise<void>;
   }
+
+  /** The options of one `claim` call: those of `lock`, and which documents and how many. */
+  interface ClaimOptions extends LockOptions {
+    /** The most documents that are claimed, from 1 to 1000. Default 1. */
+    limit?: number | undefined;
+    /**
+     * The order in which they are claimed, as a query's `sort()` takes it. Default: as the server finds them.
+     * Claimers that meet choose from a few times as many as they need, so that no order among them is promised.
+     */
+    sort?: ClaimOrder | undefined;
+    /**
+     * Milliseconds to wait for the first of them while there are none. 0 looks once; `Infinity` is allowed.
+     * Default 0.
+     */
+    wait?: number | undefined;
+    /** Ends the claim: it rejects with the signal's reason, and what it has locked is released. */
+    signal?: AbortSignal | undefined;
+  }
+
+  /** The options of one `claims` call. */
+  interface ClaimsOptions {
+    /** The most documents that are locked at once, handled or waiting for their turn, from 1 to 1000. Default 1. */
+    concurrency?: number | undefined;
+    /** The order in which they are claimed, as for {@link ClaimOptions.sort}. */
+    sort?: ClaimOrder | undefined;
+    /** Ends the claims: what is being handled is finished, nothing more is claimed, and no loop throws. */
+    signal?: AbortSignal | undefined;
+    /** As for {@link LockOptions.renew}. Default `true`. */
+    renew?: boolean | undefined;
+    /** As for {@link LockOptions.maxHold}. Default `Infinity`. */
+    maxHold?: number | undefined;
+    /** As for {@link LockOptions.maxStall}. Default 60000. */
+    maxStall?: number | undefined;
+  }
+
+  /** An order, in any form that a query's `sort()` takes. */
+  type ClaimOrder =
+    | string
+    | { [path: string]: ClaimDirection | { $meta: any } }
+    | [string, ClaimDirection][]
+    | Map<string, ClaimDirection>;
+
+  /** Upwards or downwards. */
+  type ClaimDirection = 1 | -1 | 'asc' | 'ascending' | 'desc' | 'descending';
+
+  /**
+   * Claimed documents without end. Each is locked until the loop goes on to the next one or ends; several loops may
+   * share them. Ends with its signal, or when the last of its loops is left.
+   */
+  interface Claims<TDoc> extends AsyncIterable<TDoc> {
+    /** One loop over the documents. */
+    [Symbol.asyncIterator](): AsyncIterableIterator<TDoc>;
+    /**
+     * Handles `concurrency` documents at once, until the signal ends it or `fn` throws.
+     *
+     * @param fn - The work; gets the locked document and its lock, which is released once the work has settled.
+     * @throws (rejects) What `fn` throws first, when the others that run have been finished; or as `claim` does.
+     */
+    forEach(fn: (doc: TDoc, lock: Lock) => unknown): Promise<void>;
+  }
+
+  /** A document that was claimed: it has the plugin's methods, and a lock of its own. */
+  type Claimed<TDoc> = TDoc & { readonly $lock: Lock };
+
+  /** A model, as far as it tells the type of its documents. */
+  interface ClaimableModel<TDoc> {
+    /** Makes a document of what is stored. */
+    hydrate(obj: any): TDoc;
+  }
+
+  /**
+   * What the plugin adds to models. TypeScript cannot see that `schema.plugin()` adds statics, so say it once; names
+   * that the schema has already are left as they are.
+   *
+   * @example
+   * ```ts
+   * new Schema({ total: Number }, { methods: {} as LockReleaseMethods, statics: {} as LockReleaseStatics });
+   * type InvoiceModel = Model<InvoiceFields, {}, LockReleaseMethods> & LockReleaseStatics;
+   * ```
+   */
+  interface LockReleaseStatics {
+    /**
+     * Locks up to `limit` documents of a query that nobody holds, each with a lock of its own.
+     *
+     * @param filter - Which documents, as for `find()`: cast by the schema, and by the discriminator if it is one.
+     * @param duration - Milliseconds from the server's now, 0 or more; fractions round up.
+     * @returns The documents, in the order of `sort`; none when none could be had.
+     * @throws (rejects) TypeError or RangeError with the code `ERR_LOCK_ARGUMENT` for a bad argument, Mongoose's
+     * CastError for a filter that cannot be cast.
+     * @throws (rejects) The reason of `options.signal`, once that is aborted.
+     * @throws (rejects) The MongoDB driver's own classes for what the server or the network says.
+     */
+    claim<TDoc>(
+      this: ClaimableModel<TDoc>,
+      filter: ClaimFilter,
+      duration: number,
+      options?: ClaimOptions | null,
+    ): Promise<Claimed<TDoc>[]>;
+
+    /**
+     * Claims documents of a query for as long as anybody handles them, and waits for new ones when there are none.
+     *
+     * @param filter - Which documents; as for `claim`.
+     * @param duration - Milliseconds from the server's now, 100 or more when the locks are renewed.
+     * @throws TypeError or RangeError with the code `ERR_LOCK_ARGUMENT` for a bad argument, at once; everything else is
+     * thrown in the loops.
+     *
+     * @example
+     * ```ts
+     * for await (const order of Order.claims({ state: 'new' }, 30_000, { signal })) {
+     *   await bill(order);
+     * }
+     * await Order.claims({ state: 'new' }, 30_000, { concurrency: 10, signal }).forEach(bill);
+     * ```
+     */
+    claims<TDoc>(
+      this: ClaimableModel<TDoc>,
+      filter: ClaimFilter,
+      duration: number,
+      options?: ClaimsOptions | null,
+    ): Claims<Claimed<TDoc>>;
+  }
+
+  /** Which documents are claimed: any condition that `find()` takes. */
+  type ClaimFilter = { [path: string]: any };
+
+  /**
+   * What the plugin adds to queries. Judged by the server's clock. (A `distinct()` cannot have it: the server does not
+   * know `$$NOW` there.)
+   *
+   * @example
+   * ```ts
+   * new Schema({ total: Number }, { query: {} as LockReleaseQueryHelpers });
+   * const Invoice: Model<InvoiceFields, LockReleaseQueryHelpers> = mongoose.model('Invoice', schema);
+   * ```
+   */
+  interface LockReleaseQueryHelpers {
+    /** Narrows the query to the documents that somebody has locked. */
+    locked<TQuery>(this: TQuery): TQuery;
+    /** Narrows the query to the documents that can be locked. */
+    unlocked<TQuery>(this: TQuery): TQuery;
+  }
+
+  /**
+   * The aggregation expression for a document that is locked, by the server's clock: for `$expr`, `$match`, `$cond`.
+   *
+   * @param path - The plugin's option `path`. Default `'locked'`.
+   */
+  function locked(path?: string): { $gt: [string, '$$NOW'] };
+  /**
+   * The aggregation expression for a document that can be locked, by the server's clock.
+   *
+   * @param path - The plugin's option `path`. Default `'locked'`.
+   */
+  function unlocked(path?: string): { $lte: [string, '$$NOW'] };
 
   /** One acquisition of a document's lock, as its holder sees it. */
   interface Lock {
