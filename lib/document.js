@@ -100,7 +100,6 @@ async function lock(doc, settings, trace, duration, options, renew) {
   const orAborted = (promise) => patience?.orAborted(promise) ?? promise;
   const collection = opened instanceof Promise ? await orAborted(opened) : opened;
   const subject = model.subject(key);
-  let acquisition;
   const read = (bytes, lease) => {
     const { doc: fresh, by } = model.read(bytes);
     const acquisition = new Acquisition(model, key, lease, by);
