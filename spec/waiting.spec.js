@@ -15,6 +15,8 @@ const LONG = 600_000;
 const FOREVER = { wait: Infinity };
 /** The poll that is the safety net under a stream comes after 2.5 s at the earliest: what is sooner was news. */
 const NEWS_MS = 2000;
+/** Much longer than a hand-over takes on a busy machine, and shorter than the polls of those who have waited for long. */
+const SOON_MS = 400;
 
 /** The same specs on both kinds of servers, and those for one of them. */
 function onBoth(specs) {
@@ -163,42 +165,46 @@ async function handOver(holder, waiting) {
   return Math.max(0, now - (await released));
 }
 
+/** So many documents that are waited for through `Model`, released one after the other when the polls have become rare. */
+async function handOvers(Model, Holder, count) {
+  const pairs = await Promise.all(
+    Array.from({ length: count }, async () => {
+      const holder = await Holder.create({ name: 'awaited' });
+      assert.ok(await holder.lock(LONG));
+      return { holder, waiting: Model.hydrate({ _id: holder._id }).lock(LONG, FOREVER) };
+    }),
+  );
+  await pause(1500);
+  const latencies = [];
+  for (const { holder, waiting } of pairs) latencies.push(await handOver(holder, waiting));
+  return latencies;
+}
+
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1];
 
 onBoth((stage, isReplicaSet) => {
   const title = isReplicaSet ? 'replica set' : 'single server';
 
-  it('hears of every release of another process’s, in good time', async function () {
-    const Order = stage.model();
+  it('hears of every release of another client’s, in good time', async function () {
+    // Where there is a stream, no poll could be it.
+    const plugin = { pollInterval: isReplicaSet ? 60_000 : 250 };
+    const Order = stage.model({ plugin });
     await stage.beside(async (connection) => {
       const Other = stage.model({ connection, like: Order });
-      const latencies = [];
-      for (let round = 0; round < 30; round++) {
-        const { doc, holder } = await stage.locked(Other);
-        const waiter = Order.hydrate({ _id: doc._id });
-        latencies.push(await handOver(holder, waiter.lock(LONG, FOREVER)));
-      }
+      const latencies = await handOvers(Order, Other, 30);
       const [middle, most] = [median(latencies), Math.max(...latencies)];
       console.log(
         `      ${title}: handed over after ${middle.toFixed(1)} ms, at most ${most.toFixed(0)}`,
       );
       assert.ok(most < NEWS_MS, `${latencies}`);
-      // A poll alone would come after some 60 ms by now, and later for those who wait longer.
-      if (isReplicaSet) assert.ok(middle < 40, `${latencies}`);
+      assert.ok(middle < SOON_MS, `${latencies}`);
     });
   });
 
   it('hands over within the process without the server’s help', async function () {
-    const Order = stage.model({ plugin: { pollInterval: 10_000 } });
-    const latencies = [];
-    for (let round = 0; round < 20; round++) {
-      const { doc, holder } = await stage.locked(Order);
-      const waiting = doc.lock(LONG, FOREVER);
-      // Later than the polls that follow the beginning.
-      if (!isReplicaSet && round === 0) await pause(1000);
-      latencies.push(await handOver(holder, waiting));
-    }
-    assert.ok(median(latencies) < 40, `${latencies}`);
+    const Order = stage.model({ plugin: { pollInterval: 60_000 } });
+    const latencies = await handOvers(Order, Order, 10);
+    assert.ok(median(latencies) < SOON_MS, `${latencies}`);
   });
 
   it('costs one look per poll, however many wait on however many documents', async function () {
@@ -216,7 +222,7 @@ onBoth((stage, isReplicaSet) => {
     assert.equal(begin.findAndModify, count, 'each has tried once');
     assert.ok(begin.find >= count && begin.find < count + 200, `${begin.find} looks`);
     const { heapUsed, rss } = process.memoryUsage();
-    const seconds = 3;
+    const seconds = 2;
     const during = await stage.commandsDuring(() => pause(1000 * seconds));
     const { find, findAndModify, getMore } = during;
     console.log(
@@ -277,7 +283,7 @@ onBoth((stage, isReplicaSet) => {
     const { doc, holder } = await stage.locked(Order, 50);
     await pause(60);
     const duration = 600;
-    const durations = 6;
+    const durations = 4;
     assert.ok(await holder.lock(duration, { renew: true }));
     // The polls that follow the beginning are over by then.
     const waiting = doc.lock(LONG, { ...FOREVER, signal: stage.signal });
@@ -480,15 +486,17 @@ function withoutStreams(stage) {
     const looks = async (pollInterval) => {
       const Order = stage.model({ plugin: { pollInterval } });
       const { doc } = await stage.locked(Order);
-      const waiting = doc.lock(LONG, { wait: 2000 });
-      await pause(700);
+      const waiting = doc.lock(LONG, { ...FOREVER, signal: stage.signal });
+      await pause(1500);
       const { find } = await stage.commandsDuring(() => pause(1200));
-      assert.equal(await waiting, null);
+      stage.abort();
+      stage.renewSignal();
+      await assert.rejects(waiting, { name: 'AbortError' });
       return find;
     };
     const [often, seldom] = [await looks(20), await looks(500)];
-    assert.ok(often >= 20 && often <= 120, `${often}`);
-    assert.ok(seldom >= 1 && seldom <= 7, `${seldom}`);
+    assert.ok(often >= 3 * seldom, `${often} and ${seldom}`);
+    assert.ok(seldom >= 1);
   });
 }
 

@@ -17,6 +17,8 @@ use crate::store::random;
 const ROUND: Duration = Duration::from_millis(100);
 /// That chance: longer than the news of a release takes to reach them.
 const CHANCE: Duration = Duration::from_millis(16);
+/// The same where there is no news: somebody who looks now and then is likely to look by then, if there are many.
+const LONG_CHANCE: Duration = Duration::from_millis(48);
 /// Turns that are older than this are over, whatever became of them.
 const FORGOTTEN: Duration = Duration::from_secs(1);
 /// At so many turns at the least, those that are over are looked for.
@@ -50,15 +52,17 @@ impl Turns {
         self.turns.entry(key).or_insert(Turn { since: now, released: now }).released = now;
     }
 
-    /// The pause that is due before this process tries to lock the document again, if there is one. It ends the turn.
-    pub fn pause(&mut self, key: &[u8]) -> Option<Duration> {
+    /// The pause that is due before this process tries to lock the document again, if there is one; longer if others have
+    /// no news of releases. It ends the turn.
+    pub fn pause(&mut self, key: &[u8], has_news: bool) -> Option<Duration> {
+        let chance = if has_news { CHANCE } else { LONG_CHANCE };
         let Turn { since, released } = self.turns.get(key)?;
-        let is_chance_gone = released.elapsed() >= CHANCE;
+        let is_chance_gone = released.elapsed() >= chance;
         let is_round_over = since.elapsed() >= ROUND;
         if is_chance_gone || is_round_over {
             self.end(key);
         }
-        (is_round_over && !is_chance_gone).then_some(CHANCE)
+        (is_round_over && !is_chance_gone).then_some(chance)
     }
 
     /// Notes that somebody else has the document.
@@ -113,16 +117,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_is_due_after_a_round_without_a_break() {
         let (mut turns, key) = (Turns::default(), vec![1]);
-        assert_eq!(turns.pause(&key), None, "nothing was released");
+        assert_eq!(turns.pause(&key, true), None, "nothing was released");
         for _ in 0..10 {
             turns.released(key.clone());
-            assert_eq!(turns.pause(&key), None);
+            assert_eq!(turns.pause(&key, true), None);
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         turns.released(key.clone());
-        assert_eq!(turns.pause(&key), Some(CHANCE));
+        assert_eq!(turns.pause(&key, true), Some(CHANCE));
         turns.released(key.clone());
-        assert_eq!(turns.pause(&key), None, "a new turn");
+        assert_eq!(turns.pause(&key, true), None, "a new turn");
+        tokio::time::advance(ROUND).await;
+        turns.released(key.clone());
+        assert_eq!(turns.pause(&key, false), Some(LONG_CHANCE));
     }
 
     #[tokio::test(start_paused = true)]
@@ -130,12 +137,12 @@ mod tests {
         let (mut turns, key) = (Turns::default(), vec![1]);
         turns.released(key.clone());
         tokio::time::advance(ROUND).await;
-        assert_eq!(turns.pause(&key), None, "it was free all the while");
+        assert_eq!(turns.pause(&key, true), None, "it was free all the while");
         turns.released(key.clone());
         tokio::time::advance(ROUND).await;
         turns.end(&key);
         turns.released(key.clone());
-        assert_eq!(turns.pause(&key), None, "another had it");
+        assert_eq!(turns.pause(&key, true), None, "another had it");
     }
 
     #[tokio::test(start_paused = true)]

@@ -341,7 +341,11 @@ impl Lobby {
 
     /// Lets others be first, if this process has had the document for some time without a break.
     async fn take_turns(&self, key: &[u8]) {
-        let pause = self.hall().turns.pause(key);
+        let pause = {
+            let mut hall = self.hall();
+            let has_news = !matches!(hall.feed, Feed::Refused(_));
+            hall.turns.pause(key, has_news)
+        };
         if let Some(pause) = pause {
             sleep(jittered(pause)).await;
         }

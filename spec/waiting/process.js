@@ -23,15 +23,15 @@ const scenes = {
     await pause(LONG);
   },
 
-  /** Takes turns with others from the word go, for so long. */
-  async share({ find, ms, work }) {
-    await find();
-    await say('ready');
-    await new Promise((resolve) => process.once('message', resolve));
+  /** Takes turns with others from one word to the next, and tells each time. */
+  async share({ find, work }) {
     const doc = await find();
-    const end = performance.now() + ms;
+    const word = () => new Promise((resolve) => process.once('message', resolve));
+    await Promise.all([say('ready'), word()]);
+    let isOver = false;
+    word().then(() => (isOver = true));
     let [count, longest, overlaps] = [0, 0, 0];
-    while (performance.now() < end) {
+    while (!isOver) {
       const start = performance.now();
       await doc.withLock(LONG, { wait: Infinity, renew: false }, async (locked) => {
         longest = Math.max(longest, performance.now() - start);
@@ -44,8 +44,9 @@ const scenes = {
         await locked.collection.updateOne({ _id: locked._id }, { $set: { inside: false } });
         count += 1;
       });
+      process.send({ count });
     }
-    await say({ count, longest, overlaps });
+    await say({ count, longest, overlaps, isOver });
     process.exit();
   },
 
