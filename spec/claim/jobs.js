@@ -14,7 +14,7 @@ const APP_NAME = 'claimer';
 function jobsOn(connection, { name = 'Job', plugin, prepare } = {}) {
   const schema = new mongoose.Schema(
     { state: String, priority: Number, n: Number, handled: Number, by: String, body: String },
-    { collection: name.toLowerCase() },
+    { collection: name.toLowerCase(), autoCreate: false, autoIndex: false },
   );
   schema.plugin(lockRelease, { pollInterval: 50, ...plugin });
   prepare?.(schema);
