@@ -86,7 +86,8 @@ class Stage {
         const stages = cursor?.originatingCommand?.pipeline ?? [];
         return ns === `waiting.${Model.collection.collectionName}` && stages[0]?.$changeStream;
       })
-      .map(({ cursor }) => cursor.cursorId);
+      // A small one is read as a number.
+      .map(({ cursor }) => mongoose.mongo.Long.fromString(String(cursor.cursorId)));
     return [...new Map(ids.map((id) => [String(id), id])).values()];
   }
 
@@ -118,11 +119,13 @@ class Stage {
     return { ...after, result };
   }
 
-  /** Resolves once whoever has come has looked and waits: nobody looks but the poll. */
-  async untilQuiet() {
+  /** Resolves once so many have looked, and wait: nobody looks but the poll. */
+  async untilQuiet(looks) {
+    const before = await this.commands();
     for (const end = performance.now() + 30_000; ;) {
       const { find, findAndModify } = await this.commandsDuring(() => pause(400));
-      if (find + findAndModify <= 8) return;
+      const total = (await this.commands()).find - before.find;
+      if (total >= looks && find + findAndModify <= 8) return;
       assert.ok(performance.now() < end, `${find} looks, ${findAndModify} attempts in 400 ms`);
     }
   }
@@ -142,7 +145,8 @@ class Stage {
     const relay = await WireRelay.start(await this.server.primary());
     try {
       const uri = relay.uriFor('waiting', { serverSelectionTimeoutMS: 5000 });
-      await this.beside((connection) => use(this.model({ connection, like, plugin }), relay), uri);
+      const begin = (connection) => use(this.model({ connection, like, plugin }), relay);
+      return await this.beside(begin, uri);
     } finally {
       relay.delay = 0;
       await relay.stop();
@@ -217,7 +221,7 @@ onBoth((stage, isReplicaSet) => {
     let waiting;
     const begin = await stage.commandsDuring(async () => {
       waiting = docs.map((doc) => doc.lock(LONG, options).catch(() => (aborted += 1)));
-      await stage.untilQuiet();
+      await stage.untilQuiet(count);
     });
     assert.equal(begin.findAndModify, count, 'each has tried once');
     assert.ok(begin.find >= count && begin.find < count + 200, `${begin.find} looks`);
@@ -301,37 +305,37 @@ onBoth((stage, isReplicaSet) => {
   it('finishes an attempt that nobody waits for any more, and releases what it won', async function () {
     const Order = stage.model();
     const slowly = { like: Order, plugin: { pollInterval: 50 } };
-    await stage.throughRelay(slowly, async (Slow, relay) => {
-      for (const [options, abort] of [
-        [{ wait: 700 }, undefined],
-        [FOREVER, 500],
-      ]) {
+    const abandon = (wait, abortMs) =>
+      stage.throughRelay(slowly, async (Slow, relay) => {
         const { doc, holder } = await stage.locked(Order);
-        const controller = new AbortController();
         const slow = Slow.hydrate({ _id: doc._id });
-        const waiting = slow.lock(LONG, { ...options, signal: controller.signal });
-        await pause(200);
-        // From the attempt that follows the release on.
-        relay.judge = (command) => {
-          if (command.findAndModify) relay.delay = 800;
+        const looked = new Promise((resolve) => {
+          relay.judge = ({ find, projection }) => void (find && projection?.left && resolve());
+        });
+        const controller = new AbortController();
+        const waiting = slow.lock(LONG, { wait, signal: controller.signal });
+        await looked;
+        // Its first attempt is over; the one that follows the release takes its time.
+        relay.judge = ({ findAndModify }) => {
+          if (findAndModify) relay.delay = 2000;
         };
-        const { token } = holder.$lock;
         await holder.release();
-        if (abort) setTimeout(() => controller.abort(new Error('enough')), abort);
+        if (abortMs) setTimeout(() => controller.abort(new Error('enough')), abortMs);
         const outcome = await waiting.catch(({ message }) => message);
-        assert.equal(outcome, abort ? 'enough' : null);
-        assert.equal(relay.delay, 800, 'it was on its way');
+        assert.equal(relay.delay, 2000, 'it was on its way');
         relay.judge = undefined;
         relay.delay = 0;
         for (const end = performance.now() + 20_000; ;) {
           const { lockedBy } = await doc.collection.findOne({ _id: doc._id });
-          if (lockedBy.token > token && !(await isLocked(doc))) break;
+          if (lockedBy.token > holder.$lock.token && !(await isLocked(doc))) break;
           assert.ok(performance.now() < end, 'it has won, and released');
           await pause(20);
         }
         assert.equal(slow.$lock, undefined);
-      }
-    });
+        return outcome;
+      });
+    const outcomes = await Promise.all([abandon(1200), abandon(Infinity, 1000)]);
+    assert.deepEqual(outcomes, [null, 'enough']);
   });
 
   it('takes one signal for any number of waits, without a warning or a leak', async function () {

@@ -5,6 +5,7 @@
  */
 
 const { setTimeout: sleep } = require('node:timers/promises');
+const { mongo } = require('../support/mongoose');
 
 /**
  * @typedef {object} Field what a nemesis strikes
@@ -156,7 +157,9 @@ async function killCursors({ deployment }) {
   const reply = await primary.command(find).catch(() => undefined);
   for (const { ns, id } of reply?.cursor.firstBatch ?? []) {
     const [dbName, ...names] = ns.split('.');
-    const kill = { killCursors: names.join('.'), cursors: [id] };
+    // A small one is read as a number.
+    const cursors = [mongo.Long.fromString(String(id))];
+    const kill = { killCursors: names.join('.'), cursors };
     await primary.command(kill, dbName).catch(() => {});
   }
 }
