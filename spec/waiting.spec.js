@@ -119,9 +119,8 @@ class Stage {
     return { ...after, result };
   }
 
-  /** Resolves once so many have looked, and wait: nobody looks but the poll. */
-  async untilQuiet(looks) {
-    const before = await this.commands();
+  /** Resolves once there have been so many looks since `before`, and all wait: nobody looks but the poll. */
+  async untilQuiet(looks, before) {
     for (const end = performance.now() + 30_000; ;) {
       const { find, findAndModify } = await this.commandsDuring(() => pause(400));
       const total = (await this.commands()).find - before.find;
@@ -219,9 +218,10 @@ onBoth((stage, isReplicaSet) => {
     const options = { ...FOREVER, signal: stage.signal };
     let aborted = 0;
     let waiting;
+    const before = await stage.commands();
     const begin = await stage.commandsDuring(async () => {
       waiting = docs.map((doc) => doc.lock(LONG, options).catch(() => (aborted += 1)));
-      await stage.untilQuiet(count);
+      await stage.untilQuiet(count, before);
     });
     assert.equal(begin.findAndModify, count, 'each has tried once');
     assert.ok(begin.find >= count && begin.find < count + 200, `${begin.find} looks`);
