@@ -30,7 +30,7 @@ const CLAIMS = {
 /** Whole loops, 100 at once: taken, handled by doing nothing, and done with. */
 const LOOPS = {
   'mongo-jobs': { title: '@clipboard-health/mongo-jobs', documents: 10_000, needs: true },
-  agenda: { title: 'agenda', documents: 10_000, needs: true },
+  agenda: { title: 'agenda', documents: 3000, needs: true },
   loop: { title: 'Model.claims, save and release', documents: 20_000 },
 };
 
