@@ -13,6 +13,9 @@ module.exports = async function open(uri, count) {
     processEvery: 100,
     maxConcurrency: 100,
     defaultConcurrency: 100,
+    // Without it agenda locks the whole queue before it runs the first job.
+    lockLimit: 100,
+    defaultLockLimit: 100,
   });
   let handled = () => {};
   agenda.define('order', async () => handled(1));

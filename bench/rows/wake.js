@@ -90,13 +90,26 @@ module.exports = {
   },
 };
 
-/** Without those whose server is not installed. */
+function isInstalled(name) {
+  try {
+    require.resolve(name);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Without those whose server or packages are not installed. */
 function available(names) {
   const unknown = names.filter((name) => !contenders[name]);
   if (unknown.length) throw new Error(`no contender of this row: ${unknown.join(', ')}`);
-  const left = names.filter((name) => contenders[name].server !== 'redis' || redisVersion());
+  const hasRedis = redisVersion() && isInstalled('redlock') && isInstalled('ioredis');
+  const left = names.filter((name) => contenders[name].server !== 'redis' || hasRedis);
   if (left.length < names.length) {
-    console.log('LEFT OUT: redlock, since there is no redis-server on the PATH.');
+    console.log(
+      'LEFT OUT: redlock, which needs a redis-server on the PATH and ' +
+        '`npm install --prefix bench --ignore-scripts`.',
+    );
   }
   if (left.length === 0) throw new Error('no contender is left');
   return left;
