@@ -12,8 +12,6 @@ const { monitorEventLoopDelay } = require('node:perf_hooks');
 const readline = require('node:readline');
 const { setTimeout: sleep } = require('node:timers/promises');
 
-/** As many lanes as can ever be in flight: each lane has documents that no other lane touches. */
-const LANES = 64;
 const LOCK_MS = 10_000;
 
 const [name, uri, collection] = process.argv.slice(2);
@@ -23,18 +21,23 @@ function say(...words) {
 }
 
 async function run(contender, flight, warmMs, measureMs, watchDelay) {
-  let pairs = 0;
+  const { documents } = contender;
+  if (documents.length < flight) throw new Error(`${flight} in flight need as many documents`);
+  // Two calls are a pair. Pairs themselves end in waves, all together, when many lanes begin at once.
+  let calls = 0;
   let running = true;
 
   async function lane(number) {
-    const own = contender.documents.filter((_, index) => index % LANES === number);
+    // What no other lane touches.
+    const own = documents.filter((_, index) => index % flight === number);
     for (let turn = 0; running; turn++) {
       const document = own[turn % own.length];
       const locked = await contender.lock(document, LOCK_MS);
       if (!locked) throw new Error(`a document that nobody else touches could not be locked`);
+      calls++;
       const released = await contender.release(document);
       if (!released) throw new Error(`a document that was just locked could not be released`);
-      pairs++;
+      calls++;
     }
   }
 
@@ -43,13 +46,13 @@ async function run(contender, flight, warmMs, measureMs, watchDelay) {
     // Sampling each millisecond costs the event loop something, so throughput goes without it.
     const delay = watchDelay ? monitorEventLoopDelay({ resolution: 1 }) : null;
     delay?.enable();
-    const pairsBefore = pairs;
+    const callsBefore = calls;
     const start = performance.now();
     say('begin');
     await sleep(measureMs);
     const elapsed = performance.now() - start;
     delay?.disable();
-    say('end', pairs - pairsBefore, elapsed, delay ? delay.percentile(99) / 1e6 : 0);
+    say('end', (calls - callsBefore) / 2, elapsed, delay ? delay.percentile(99) / 1e6 : 0);
     running = false;
   }
 
@@ -59,7 +62,6 @@ async function run(contender, flight, warmMs, measureMs, watchDelay) {
 
 async function main() {
   const contender = await require(`./contenders/${name}`).open(uri, collection);
-  if (contender.documents.length < LANES) throw new Error(`${collection} has too few documents`);
   say('ready');
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [order, ...numbers] = line.split(' ');

@@ -7,7 +7,7 @@
  *   <- ready                                            connected, documents loaded
  *   -> run <in flight> <warm-up ms> <measured ms> <1: watch the event loop's delay>
  *   <- begin                                            the warm-up is over
- *   <- end <pairs> <elapsed ms> <event-loop delay p99, ms>
+ *   <- end <pairs, half a pair per call> <elapsed ms> <event-loop delay p99, ms>
  *   <- idle                                             the last pair has been answered
  *
  * The end of stdin ends the child.
