@@ -4,7 +4,10 @@
  * protocol that `contender.js` describes. Must not measure CPU: the parent does that from outside,
  * alike for JavaScript and Rust.
  *
- *   node bench/contender-process.js <contender> <uri> <collection>
+ *   node bench/contender-process.js <contender> <uri> <collection,collection> [<settings>]
+ *
+ * The settings are JSON: `filter`, which documents it loads (default all), and `shuffled`, whether
+ * their order is left to chance (default as they were found, collection by collection).
  */
 'use strict';
 
@@ -14,7 +17,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 
 const LOCK_MS = 10_000;
 
-const [name, uri, collection] = process.argv.slice(2);
+const [name, uri, collections, settings = '{}'] = process.argv.slice(2);
 
 function say(...words) {
   process.stdout.write(`${words.join(' ')}\n`);
@@ -61,7 +64,9 @@ async function run(contender, flight, warmMs, measureMs, watchDelay) {
 }
 
 async function main() {
-  const contender = await require(`./contenders/${name}`).open(uri, collection);
+  const { filter = {}, shuffled = false } = JSON.parse(settings);
+  const contender = await require(`./contenders/${name}`).open(uri, collections.split(','), filter);
+  if (shuffled) shuffle(contender.documents);
   say('ready');
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [order, ...numbers] = line.split(' ');
@@ -70,6 +75,14 @@ async function main() {
     await run(contender, flight, warmMs, measureMs, watchDelay === 1);
   }
   await contender.close();
+}
+
+/** Fisher and Yates's: each order is equally likely. */
+function shuffle(list) {
+  for (let last = list.length - 1; last > 0; last--) {
+    const other = Math.floor(Math.random() * (last + 1));
+    [list[last], list[other]] = [list[other], list[last]];
+  }
 }
 
 main().catch((error) => {

@@ -22,12 +22,18 @@ const readline = require('node:readline');
 const { ADDON_BINARY } = require('./build');
 const { processCpu, threadCpu } = require('./cpu');
 
-async function startContender(name, uri, collection, serverPids) {
+const PROCESS = path.join(__dirname, 'contender-process.js');
+
+/**
+ * Starts a contender on one collection or several, by settings that contender-process.js describes.
+ * One that is a program of its own takes one collection, whole.
+ */
+async function startContender(name, { uri, collections, settings = {}, serverPids }) {
   const contender = require(`./contenders/${name}`);
-  const [command, script] = contender.binary
-    ? [contender.binary, []]
-    : [process.execPath, [path.join(__dirname, 'contender-process.js'), name]];
-  const child = spawn(command, [...script, uri, collection], {
+  const [command, args] = contender.binary
+    ? [contender.binary, [uri, ...collections]]
+    : [process.execPath, [PROCESS, name, uri, collections.join(','), JSON.stringify(settings)]];
+  const child = spawn(command, args, {
     stdio: ['pipe', 'pipe', 'inherit'],
     env: contender.needsBuild
       ? { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: ADDON_BINARY }

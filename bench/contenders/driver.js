@@ -8,25 +8,28 @@
 module.exports = {
   title: 'the bare JavaScript driver',
 
-  async open(uri, collection) {
+  async open(uri, collections, filter) {
     const { MongoClient } = require('mongoose9').mongo;
     const client = new MongoClient(uri);
     await client.connect();
-    const orders = client.db().collection(collection);
 
+    const found = collections.map(async (collection) => {
+      const orders = client.db().collection(collection);
+      return (await orders.find(filter).toArray()).map(({ _id }) => ({ orders, _id }));
+    });
     return {
-      documents: await orders.find().toArray(),
-      lock(order, duration) {
+      documents: (await Promise.all(found)).flat(),
+      lock({ orders, _id }, duration) {
         const now = new Date();
         return orders.findOneAndUpdate(
-          { _id: order._id, locked: { $lte: now } },
+          { _id, locked: { $lte: now } },
           { $set: { locked: new Date(now.getTime() + duration) } },
           { returnDocument: 'after' },
         );
       },
-      release: (order) =>
+      release: ({ orders, _id }) =>
         orders.findOneAndUpdate(
-          { _id: order._id },
+          { _id },
           { $set: { locked: new Date() } },
           { returnDocument: 'after' },
         ),

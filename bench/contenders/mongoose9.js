@@ -9,24 +9,27 @@ const { ORDER_PATHS } = require('../order');
 module.exports = {
   title: 'the same calls, Mongoose 9',
 
-  async open(uri, collection) {
+  async open(uri, collections, filter) {
     const mongoose = require('mongoose9');
-    const schema = new mongoose.Schema({ ...ORDER_PATHS, locked: Date }, { collection });
-    const Order = mongoose.model('Order', schema);
+    const models = collections.map((collection, index) => {
+      const schema = new mongoose.Schema({ ...ORDER_PATHS, locked: Date }, { collection });
+      return mongoose.model(`Order${index}`, schema);
+    });
     await mongoose.connect(uri);
 
+    const found = await Promise.all(models.map((Order) => Order.find(filter)));
     return {
-      documents: await Order.find(),
+      documents: found.flat(),
       lock(order, duration) {
         const now = new Date();
-        return Order.findOneAndUpdate(
+        return order.constructor.findOneAndUpdate(
           { _id: order._id, locked: { $lte: now } },
           { locked: new Date(now.getTime() + duration) },
           { returnDocument: 'after' },
         );
       },
       release: (order) =>
-        Order.findOneAndUpdate(
+        order.constructor.findOneAndUpdate(
           { _id: order._id },
           { locked: new Date() },
           { returnDocument: 'after' },

@@ -11,20 +11,22 @@ const { ORDER_PATHS } = require('../order');
 module.exports = {
   title: 'the original, Mongoose 6',
 
-  async open(uri, collection) {
+  async open(uri, collections, filter) {
     const mongoose = require('mongoose6');
     mongoose.set('strictQuery', true);
-    const schema = new mongoose.Schema(ORDER_PATHS, { collection });
-    schema.plugin(require('mongoose-lock-release-original'), 'Order');
-    const Order = mongoose.model('Order', schema);
+    const models = collections.map((collection, index) => {
+      const name = `Order${index}`;
+      const schema = new mongoose.Schema(ORDER_PATHS, { collection });
+      schema.plugin(require('mongoose-lock-release-original'), name);
+      return mongoose.model(name, schema);
+    });
     await mongoose.connect(uri);
 
-    const lock = promisify(Order.prototype.lock);
-    const release = promisify(Order.prototype.release);
+    const found = await Promise.all(models.map((Order) => Order.find(filter)));
     return {
-      documents: await Order.find(),
-      lock: (order, duration) => lock.call(order, duration),
-      release: (order) => release.call(order),
+      documents: found.flat(),
+      lock: promisify((order, duration, done) => order.lock(duration, done)),
+      release: promisify((order, done) => order.release(done)),
       close: () => mongoose.disconnect(),
     };
   },

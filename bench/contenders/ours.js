@@ -10,14 +10,16 @@ module.exports = {
   title: 'this plugin, Mongoose 9',
   needsBuild: true,
 
-  async open(uri, collection) {
+  async open(uri, collections, filter) {
     const mongoose = require('mongoose9');
-    const schema = new mongoose.Schema(ORDER_PATHS, { collection });
-    schema.plugin(require('../..'));
-    const Order = mongoose.model('Order', schema);
+    const models = collections.map((collection, index) => {
+      const schema = new mongoose.Schema(ORDER_PATHS, { collection });
+      schema.plugin(require('../..'));
+      return mongoose.model(`Order${index}`, schema);
+    });
     await mongoose.connect(uri);
 
-    const documents = await Order.find();
+    const documents = (await Promise.all(models.map((Order) => Order.find(filter)))).flat();
     // The binding may be loaded as late as by the first call, so the check comes after one.
     await documents[0].lock(0);
     await documents[0].release();

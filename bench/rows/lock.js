@@ -55,9 +55,10 @@ module.exports = {
     try {
       const uri = server.uriFor(`lock_release_bench_${process.pid}`);
       const serverVersion = await prepare(uri, names);
-      const pids = server.servers.map(({ pid }) => pid);
+      const serverPids = server.servers.map(({ pid }) => pid);
       for (const name of names) {
-        contenders.push(await startContender(name, uri, collectionOf(name), pids));
+        const collections = [collectionOf(name)];
+        contenders.push(await startContender(name, { uri, collections, serverPids }));
       }
       const measured = await measureAll(contenders, lengths);
       await Promise.all(contenders.splice(0).map((contender) => contender.stop()));
