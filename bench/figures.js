@@ -13,6 +13,17 @@ function spread(numbers) {
   return { median, lowest: sorted[0], highest: sorted.at(-1) };
 }
 
+/**
+ * How much y grows by x: the median of the slopes between any two points `[x, y]` (Theil and Sen's),
+ * which a few points that are far off do not sway.
+ */
+function slope(points) {
+  const slopes = points.flatMap(([x, y], index) =>
+    points.slice(index + 1).map(([otherX, otherY]) => (otherY - y) / (otherX - x)),
+  );
+  return spread(slopes).median;
+}
+
 /** `median (lowest to highest)` with three significant digits, or a dash. */
 function written(figures) {
   if (!figures) return '-';
@@ -38,4 +49,4 @@ function table(rows) {
     .join('\n');
 }
 
-module.exports = { digits, spread, table, written };
+module.exports = { digits, slope, spread, table, written };

@@ -1,7 +1,8 @@
 /**
  * Entry of the benchmarks: picks the rows, says on what machine they ran, prints their tables and
  * writes their results. Each file under rows/ is one row and exports
- * `{ summary, run(options): Promise<{ result, text }> }`; run.js must know nothing else of it.
+ * `{ summary, run(options): Promise<{ result, text, failure }> }`; run.js must know nothing else of
+ * it. A row with a `failure`, a sentence that says what of, makes the exit code 1.
  *
  *   npm run bench -- [row ...] [--quick] [--rounds N] [--only contender,contender]
  */
@@ -37,6 +38,7 @@ async function main() {
     return values.help ? 0 : 1;
   }
 
+  let exitCode = 0;
   for (const name of names) {
     const surroundings = describeSurroundings();
     console.log(`\n${name}: ${require(`./rows/${name}`).summary}`);
@@ -46,14 +48,18 @@ async function main() {
         `CAUTION: the machine is busy (load ${surroundings.loadBefore}); these figures mislead.`,
       );
     }
-    const { result, text } = await require(`./rows/${name}`).run({
+    const { result, text, failure } = await require(`./rows/${name}`).run({
       quick: values.quick,
       rounds,
       only: values.only?.split(','),
     });
     console.log(`\n${text}`);
+    if (failure) {
+      console.error(`\nFAILED, ${name}: ${failure}`);
+      exitCode = 1;
+    }
     // Only a whole run may replace the figures that the README stands on.
-    const whole = !values.quick && !values.only;
+    const whole = !values.quick && !values.only && !failure;
     const file = path.join(RESULTS, `${name}${whole ? '' : '.partial'}.json`);
     fs.mkdirSync(RESULTS, { recursive: true });
     fs.writeFileSync(
@@ -62,7 +68,7 @@ async function main() {
     );
     console.log(`\nWritten to ${path.relative(process.cwd(), file)}.`);
   }
-  return 0;
+  return exitCode;
 }
 
 function describeSurroundings() {
