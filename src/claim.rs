@@ -1,7 +1,8 @@
 //! Claims many documents by a query: finds free ones, locks them with one lease, and reads back what was won.
 //!
-//! Claimers do not agree on anything. Where they get into each other's way, each picks at random from more candidates than
-//! it needs; one that is alone takes the first.
+//! Claimers do not agree on anything. Where they get into each other's way, each looks at more candidates than it needs and
+//! takes those of its share: documents fall into as many shares, by a hash of their `_id` that all processes have in
+//! common, and a claimer that was beaten draws another share. One that is alone takes the first.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -19,8 +20,11 @@ use crate::lease::{Lease, Moment};
 use crate::patience::Patience;
 use crate::store::{Call, Collection, Failed, Locked, Reply, Replying, jittered, random};
 
-/// Candidates for each document that is wanted, at most.
-const WIDEST: u32 = 8;
+/// Candidates for each document that is wanted, at most: the number of shares.
+const WIDEST: u32 = 16;
+/// Claims that go well, on the average, before half as many candidates are looked at: not each, or the others would be
+/// forgotten at once and met again.
+const MEMORY: u32 = 16;
 /// The shortest pause before a claimer who found nothing looks again without having heard of anything.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest; how often the user wants it at least is seen to by the listener.
@@ -42,28 +46,61 @@ pub struct Claim {
 }
 
 /// How much company the claims on one collection have: the more, the more candidates they choose from.
-pub struct Crowd(AtomicU32);
+pub struct Crowd {
+    width: AtomicU32,
+    share: AtomicU32,
+}
 
 impl Default for Crowd {
     fn default() -> Self {
-        Self(AtomicU32::new(1))
+        Self { width: AtomicU32::new(1), share: AtomicU32::new(random(WIDEST)) }
     }
 }
 
 impl Crowd {
     fn width(&self) -> usize {
-        self.0.load(Ordering::Relaxed) as usize
+        self.width.load(Ordering::Relaxed) as usize
     }
 
     /// Notes whether another was faster.
     fn note(&self, contested: bool) {
-        let width = self.0.load(Ordering::Relaxed);
-        let next = if contested { (width * 2).min(WIDEST) } else { (width / 2).max(1) };
-        // Not for every claim that went well: it would forget the others at once.
-        if contested || random(4) == 0 {
-            self.0.store(next, Ordering::Relaxed);
+        let width = self.width.load(Ordering::Relaxed);
+        if contested {
+            // Whoever was faster keeps his share, so that sooner or later each has one of his own.
+            self.share.store(random(WIDEST), Ordering::Relaxed);
+            self.width.store((width * 4).min(WIDEST), Ordering::Relaxed);
+        } else if random(MEMORY) == 0 {
+            self.width.store((width / 2).max(1), Ordering::Relaxed);
         }
     }
+
+    /// Those of the candidates that this claimer takes, in their order: as many as are wanted, of its own share first and
+    /// then of the next ones, so that no document is left out because nobody has its share.
+    fn choose(&self, candidates: Vec<Bson>, wanted: usize) -> Vec<Bson> {
+        if candidates.len() <= wanted {
+            return candidates;
+        }
+        let shares = self.width.load(Ordering::Relaxed);
+        let own = self.share.load(Ordering::Relaxed);
+        let distance = |id: &Bson| (hash(id) % WIDEST).wrapping_sub(own) % shares;
+        let mut ranked: Vec<_> = candidates.into_iter().enumerate().collect();
+        ranked.sort_by_cached_key(|(_, id)| distance(id));
+        ranked.truncate(wanted);
+        ranked.sort_unstable_by_key(|(place, _)| *place);
+        ranked.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+/// FNV-1a of the value as BSON: the same in every process and version.
+/// Source: <https://datatracker.ietf.org/doc/html/draft-eastlake-fnv>.
+fn hash(id: &Bson) -> u32 {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    bytes(Some(id)).into_iter().fold(0x811c_9dc5, step)
+}
+
+/// The value as BSON: values of equal types and contents have equal bytes.
+fn bytes(id: Option<&Bson>) -> Vec<u8> {
+    doc! { "": id.cloned() }.to_vec().unwrap_or_default()
 }
 
 /// Documents that are locked with this lease, perhaps, and that nobody waits for.
@@ -222,7 +259,7 @@ async fn take_one(
     }
 }
 
-/// Up to `wanted` documents that are free, a run of those that come first; tells too whether there are no others.
+/// Up to `wanted` documents that are free, chosen from those that come first; tells too whether there are no others.
 async fn candidates(
     collection: &Collection,
     claim: &Claim,
@@ -237,19 +274,15 @@ async fn candidates(
         .get_document_mut("cursor")
         .and_then(|cursor| cursor.get_array_mut("firstBatch").map(std::mem::take))
         .unwrap_or_default();
-    let mut ids: Vec<Bson> = found
+    let ids: Vec<Bson> = found
         .into_iter()
         .filter_map(|found| match found {
             Bson::Document(mut document) => document.remove("_id"),
             _ => None,
         })
         .collect();
-    let spare = ids.len().saturating_sub(wanted);
-    let are_all = ids.len() < width && spare == 0;
-    let start = random(u32::try_from(spare + 1).unwrap_or(1)) as usize;
-    ids.drain(..start);
-    ids.truncate(wanted);
-    Ok((ids, are_all))
+    let are_all = ids.len() < width && ids.len() <= wanted;
+    Ok((collection.crowd().choose(ids, wanted), are_all))
 }
 
 /// Locks those that are still free; tells how many, and whether an earlier attempt may have locked some too.
@@ -285,12 +318,11 @@ async fn read_back(
         }
     };
     // Found by their `_id`s, they have just the types that the candidates had.
-    let key = |id: Option<&Bson>| doc! { "": id.cloned() }.to_vec().unwrap_or_default();
     let order: HashMap<Vec<u8>, usize> =
-        ids.iter().enumerate().map(|(place, id)| (key(Some(id)), place)).collect();
+        ids.iter().enumerate().map(|(place, id)| (bytes(Some(id)), place)).collect();
     let mut locked: Vec<(usize, Locked)> = found
         .into_iter()
-        .map(|document| (order.get(&key(document.get("_id"))).copied(), document))
+        .map(|document| (order.get(&bytes(document.get("_id"))).copied(), document))
         .map(|(place, document)| {
             let hold = Hold { lease: *lease, token: Some(target.token(&document)) };
             let lease = Arc::new(Lease::new(hold, sent, sent.deadline(claim.duration_ms)));
@@ -341,10 +373,39 @@ mod tests {
             crowd.note(true);
         }
         assert_eq!(crowd.width(), WIDEST as usize);
-        for _ in 0..200 {
+        for _ in 0..2000 {
             crowd.note(false);
         }
         assert_eq!(crowd.width(), 1);
+    }
+
+    fn crowd(width: u32, share: u32) -> Crowd {
+        Crowd { width: AtomicU32::new(width), share: AtomicU32::new(share) }
+    }
+
+    fn numbers(count: i32) -> Vec<Bson> {
+        (0..count).map(Bson::Int32).collect()
+    }
+
+    #[test]
+    fn one_that_is_alone_takes_the_first() {
+        assert_eq!(crowd(1, 5).choose(numbers(10), 4), numbers(4));
+    }
+
+    #[test]
+    fn claimers_with_shares_of_their_own_do_not_meet() {
+        let taken: Vec<_> =
+            (0..16).flat_map(|share| crowd(16, share).choose(numbers(1600), 50)).collect();
+        let different: std::collections::HashSet<_> = taken.iter().map(|id| id.as_i32()).collect();
+        assert_eq!((taken.len(), different.len()), (800, 800));
+    }
+
+    #[test]
+    fn a_share_that_is_too_small_is_filled_from_the_next_ones() {
+        let chosen = crowd(16, 3).choose(numbers(20), 19);
+        assert_eq!(chosen.len(), 19);
+        assert!(chosen.is_sorted_by_key(|id| id.as_i32()), "in the order of the query");
+        assert_eq!(crowd(4, 0).choose(numbers(3), 5), numbers(3));
     }
 
     #[test]
