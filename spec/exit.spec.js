@@ -5,7 +5,9 @@
 'use strict';
 
 const assert = require('node:assert/strict');
+const { once } = require('node:events');
 const { setTimeout: pause } = require('node:timers/promises');
+const { Worker } = require('node:worker_threads');
 const lockRelease = require('..');
 const { WireRelay } = require('./faults/wire-relay');
 const { Scene } = require('./fixtures/held-scene');
@@ -246,6 +248,27 @@ describe('the end of a holder', function () {
   });
 
   describe('of a worker thread', function () {
+    for (const verb of ['lock', 'wait', 'claim']) {
+      it(`leaves nothing renewed that comes when it is gone: ${verb}`, async function () {
+        const id = await create();
+        const relay = await WireRelay.start(await server.primary());
+        const workerData = { uri: relay.uriFor('lock_release_exit'), id, duration: LONG, verb };
+        const worker = new Worker(require.resolve('./fixtures/asking-worker'), { workerData });
+        try {
+          await once(worker, 'message');
+          // Whatever it asks for is granted, and answered when nobody is there any more.
+          relay.delay = 300;
+          while ((await Order.findById(id)).locked <= new Date()) await pause(5);
+          await worker.terminate();
+          await becomesFree(id);
+        } finally {
+          relay.delay = 0;
+          await worker.terminate();
+          await relay.stop();
+        }
+      });
+    }
+
     for (const [title, ending] of [
       ['that is terminated', 'terminate'],
       ['that calls process.exit()', 'exit'],

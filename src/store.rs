@@ -221,7 +221,9 @@ impl Collection {
         let mut reply = Reply::new(answer);
         match self.try_once(&request, pending(), &mut reply).await {
             Tried::Refused => reply.give(Ok(None)),
-            Tried::Won(locked) => reply.give(Ok(Some(locked))),
+            // Unlike one that is kept alive, it is to outlive whoever asked for it.
+            Tried::Won(locked) if request.terms.is_none() => reply.give(Ok(Some(locked))),
+            Tried::Won(locked) => self.hand_out(&request, locked, &mut reply).await,
             Tried::Ended => {}
         }
     }
@@ -273,13 +275,20 @@ impl Collection {
         Call::begin(&self.store)
     }
 
-    /// Keeps locks alive on these terms, if there are any.
+    /// Keeps locks alive on these terms, if there are any; not if nobody is left who could want them.
     pub fn keep(&self, locked: &[Locked], terms: Option<Terms>) -> Result<(), Error> {
         let Some(terms) = terms else { return Ok(()) };
         let keeper = self.keeper()?;
         for Locked { document, lease } in locked {
             let id = document.get("_id").cloned().unwrap_or(Bson::Null);
             keeper.keep(doc! { "_id": id }, Arc::clone(lease), terms);
+        }
+        // Looked at afterwards: what is kept by then is released by whoever sets it.
+        if *self.store.ended.borrow() {
+            for Locked { lease, .. } in locked {
+                lease.set_standing(Standing::Releasing);
+            }
+            return Err(Error::Closed);
         }
         Ok(())
     }
@@ -295,8 +304,8 @@ impl Collection {
         Ok(())
     }
 
-    /// Replies with a lock that was waited for. If nobody is to wait any more (the environment is at its end, and takes no
-    /// answers), it is released.
+    /// Replies with a lock that was waited for, or that is kept alive. If the environment is at its end, and takes no answers,
+    /// it is released.
     pub async fn hand_out<A: Replying<Option<Locked>>>(
         &self,
         request: &Request,
