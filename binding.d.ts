@@ -11,8 +11,8 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
 
 /** The way back to this environment's event loop. */
 export declare class NativeBridge {
-  /** `on_answers(heads, bytes, leases)` gets the answers in batches. */
-  constructor(onAnswers: (heads: Uint32Array, bytes: Buffer, leases: NativeLease[]) => void)
+  /** `on_answers(answers, leases)` gets the answers in batches. */
+  constructor(onAnswers: (answers: Buffer, leases: NativeLease[]) => void)
   /** Releases all locks of this environment that are being kept alive, and waits for it, at most so many milliseconds. */
   releaseKept(limitMs: number): void
 }
@@ -63,6 +63,12 @@ export declare class NativeLease {
   get reason(): string
   /** Has the bridge tell a loss, under this number, as soon as the server says that the lock is lost. */
   watch(bridge: NativeBridge, number: number): void
+  /** The fencing token. */
+  get token(): number
+  /** When it was acquired: milliseconds since 1970, by the server's clock. */
+  get since(): number
+  /** When it ends: milliseconds since 1970, by the server's clock, as it was last told. */
+  get until(): number
   /** The twelve bytes of the `ObjectId` that is stored with the lock. */
   get id(): Uint8Array
 }

@@ -124,10 +124,11 @@ async fn lane(number: usize, shared: Arc<Shared>, run: Arc<Run>) -> Result<()> {
             break;
         }
         let lease = ObjectId::new();
-        let locked =
+        let mut locked =
             send(&shared, &shared.target.lock(subject, lease, LOCK_MS, MAX_TIME_MS)).await?;
         run.calls.fetch_add(1, Ordering::Relaxed);
-        let hold = Hold { lease, token: Some(shared.target.token(&locked)) };
+        let token = shared.target.take_record(&mut locked).token;
+        let hold = Hold { lease, token: Some(token) };
         send(&shared, &shared.target.release(subject, &hold, MAX_TIME_MS)).await?;
         run.calls.fetch_add(1, Ordering::Relaxed);
     }

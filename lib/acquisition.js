@@ -20,14 +20,12 @@ class Acquisition {
   /**
    * @param model the LockedModel that it was made through
    * @param key what finds the document, as it was then
-   * @param lease the native lease, which knows the clock
-   * @param by the holder's record as it is stored
+   * @param lease the native lease, which knows the clock and what the server has written down
    */
-  constructor(model, key, lease, by) {
+  constructor(model, key, lease) {
     this.model = model;
     this.key = key;
     this.lease = lease;
-    this.by = by;
     this.lock = new Lock(this);
   }
 
@@ -39,7 +37,7 @@ class Acquisition {
     const { settings, mongo } = this.model;
     return {
       [`${settings.by}.lease`]: new mongo.BSON.ObjectId(this.lease.id),
-      [`${settings.by}.token`]: this.by.token,
+      [`${settings.by}.token`]: this.lease.token,
       $expr: { $eq: [`$${settings.path}`, `$${settings.by}.until`] },
     };
   }
@@ -75,16 +73,19 @@ class Acquisition {
 
   /** Releases it: the fresh document, or null when it was lost. */
   async release(trace) {
-    const collection = await this.model.open('release');
+    const opened = this.model.open('release');
+    const collection = opened instanceof Promise ? await opened : opened;
     const subject = this.model.subject(this.key);
-    return this.#begin(trace, (call) => collection.release(call, subject, this.lease));
+    return await this.#begin(trace, (call) => collection.release(call, subject, this.lease));
   }
 
   /** Prolongs it: the fresh document, or null when it is not held any more. */
   async extend(duration, trace) {
     const collection = await this.model.open('extend');
     const subject = this.model.subject(this.key);
-    return this.#begin(trace, (call) => collection.extend(call, subject, this.lease, duration));
+    return await this.#begin(trace, (call) =>
+      collection.extend(call, subject, this.lease, duration),
+    );
   }
 
   /** Asks the server whether the document is there and another has taken its lock. */
@@ -108,13 +109,8 @@ class Acquisition {
   }
 
   #begin(trace, start) {
-    const read = (bytes) => {
-      const { doc, by } = this.model.read(bytes);
-      // A release does not bring it along.
-      if (by) this.by = { ...this.by, until: by.until };
-      return doc;
-    };
-    return begin({ trace, mongo: this.model.mongo, read }, start);
+    const { model } = this;
+    return begin({ trace, mongo: model.mongo, read: (bytes) => model.read(bytes) }, start);
   }
 }
 

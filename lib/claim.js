@@ -67,8 +67,8 @@ async function claim(Model, settings, trace, filter, duration, given) {
   const query = model.query(cast);
   const won = [];
   const read = (bytes, lease) => {
-    const { raw, by } = model.parse(bytes);
-    const acquisition = new Acquisition(model, model.keyOfRaw(raw), lease, by);
+    const raw = model.parse(bytes);
+    const acquisition = new Acquisition(model, model.keyOfRaw(raw), lease);
     won.push(acquisition);
     return { raw, acquisition };
   };

@@ -16,6 +16,12 @@ const FAILURE = 3;
 const LOSS = 4;
 const CLAIMED = 5;
 
+/** What is before each answer's bytes: its call, its kind and its length, four bytes each. */
+const HEAD = 12;
+
+/** So many answers are given in one turn of the event loop: whatever else waits for its turn is not kept waiting. */
+const ANSWERS_PER_TURN = 16;
+
 /** Calls in flight, by number. */
 const calls = new Map();
 let lastCall = 0;
@@ -25,29 +31,46 @@ let bridge;
 const watched = new Map();
 let lastWatched = 0;
 
-function onAnswers(heads, bytes, leases) {
-  let start = 0;
-  let lease = 0;
-  for (let i = 0; i < heads.length; i += 3) {
-    if (heads[i + 1] === LOSS) {
-      tellLoss(heads[i]);
-      continue;
-    }
-    const call = calls.get(heads[i]);
-    const kind = heads[i + 1];
-    const end = heads[i + 2];
-    const answer = bytes.subarray(start, end);
-    start = end;
-    let won;
-    if (kind === LOCKED) won = leases[lease++];
-    else if (kind === CLAIMED) {
-      won = Array.from(documents(answer), (document) => [document, leases[lease++]]);
-    }
-    if (call !== undefined) {
-      calls.delete(heads[i]);
-      settle(call, kind, answer, won);
-    }
+/** Batches of answers that have come in and are not given yet, the first of them perhaps in part. */
+const batches = [];
+
+function onAnswers(bytes, leases) {
+  // Only a sign of life was asked for.
+  if (bytes.length === 0) return;
+  batches.push({ bytes, leases, start: 0, lease: 0 });
+  if (batches.length === 1) giveAnswers();
+}
+
+function giveAnswers() {
+  for (let left = ANSWERS_PER_TURN; left > 0; left--) {
+    giveNext(batches[0]);
+    if (batches[0].start < batches[0].bytes.length) continue;
+    batches.shift();
+    if (batches.length === 0) return;
   }
+  setImmediate(giveAnswers);
+}
+
+function giveNext(batch) {
+  const { bytes, leases } = batch;
+  const number = bytes.readUInt32LE(batch.start);
+  const kind = bytes.readUInt32LE(batch.start + 4);
+  const start = batch.start + HEAD;
+  batch.start = start + bytes.readUInt32LE(batch.start + 8);
+  if (kind === LOSS) {
+    tellLoss(number);
+    return;
+  }
+  const answer = bytes.subarray(start, batch.start);
+  let won;
+  if (kind === LOCKED) won = leases[batch.lease++];
+  else if (kind === CLAIMED) {
+    won = Array.from(documents(answer), (document) => [document, leases[batch.lease++]]);
+  }
+  const call = calls.get(number);
+  if (call === undefined) return;
+  calls.delete(number);
+  settle(call, kind, answer, won);
 }
 
 /** BSON documents end to end: each begins with its length. */

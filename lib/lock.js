@@ -21,19 +21,19 @@ class Lock {
   }
 
   get expires() {
-    return new Date(this.#acquisition.by.until);
+    return new Date(this.#acquisition.lease.until);
   }
 
   get since() {
-    return new Date(this.#acquisition.by.since);
+    return new Date(this.#acquisition.lease.since);
   }
 
   get token() {
-    return Number(this.#acquisition.by.token);
+    return this.#acquisition.lease.token;
   }
 
   get label() {
-    return this.#acquisition.by.label;
+    return this.#acquisition.model.target.label;
   }
 
   get signal() {

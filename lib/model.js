@@ -34,15 +34,6 @@ function projection(excluded) {
   return fields;
 }
 
-function take(object, path) {
-  const names = path.split('.');
-  const last = names.pop();
-  const parent = names.reduce((inside, name) => inside?.[name], object);
-  const value = parent?.[last];
-  if (parent) delete parent[last];
-  return value;
-}
-
 class LockedModel {
   constructor(Model, settings) {
     this.Model = Model;
@@ -54,7 +45,7 @@ class LockedModel {
     for (const { schema } of Object.values(Model.discriminators ?? {})) {
       excludedPaths(schema, '', excluded);
     }
-    // The holder's record is read for the lock's sake and taken out before the document is made.
+    // The holder's record is read for the lock's sake, and taken out natively.
     excluded.delete(settings.by);
     const fields = projection(excluded);
     this.hidden = Object.keys(fields).length > 0 ? { ...fields, [settings.by]: 0 } : undefined;
@@ -118,17 +109,14 @@ class LockedModel {
     return { [this.updatedAt]: this.Model.schema.path(this.updatedAt)?.cast(now) ?? now };
   }
 
-  /** A hydrated document, as a query of Mongoose's own would have made it, and its holder's record. */
+  /** A hydrated document, as a query of Mongoose's own would have made it. */
   read(bytes) {
-    const { raw, by } = this.parse(bytes);
-    return { doc: this.hydrate(raw), by };
+    return this.hydrate(this.parse(bytes));
   }
 
-  /** What was read, not hydrated yet, and the holder's record that was in it. */
+  /** What was read, not hydrated yet. */
   parse(bytes) {
-    const raw = this.mongo.BSON.deserialize(bytes, this.bsonOptions);
-    const by = take(raw, this.settings.by);
-    return { raw, by };
+    return this.mongo.BSON.deserialize(bytes, this.bsonOptions);
   }
 
   /** A document of what was read. */

@@ -3,13 +3,16 @@
 //! Native threads append to one batch; the first of a batch wakes the event loop, which takes all that has gathered in
 //! one call. The threadsafe function is weak, so an idle addon does not keep the process alive; a call in flight does.
 
+use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bson::Document;
 use napi::Status;
-use napi::bindgen_prelude::{Buffer, FnArgs, Function, Uint32Array};
+use napi::bindgen_prelude::{
+    Buffer, FnArgs, Function, ToNapiValue, TypeName, ValueType, check_status,
+};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, sys};
 
@@ -19,11 +22,48 @@ use crate::keeper::Pulse;
 use crate::lease::{Lease, Moment};
 use crate::store::Locked;
 
-/// What JavaScript's function gets: `[call, kind, end]` per answer, the answers' BSON end to end (each from the `end`
-/// of the one before), and the leases of the answers `LOCKED` and `CLAIMED`, one for each document, in order.
-pub type Batched = FnArgs<(Uint32Array, Buffer, Vec<NativeLease>)>;
+/// What JavaScript's function gets: the answers end to end, each with a head of three little-endian numbers of 32 bits (the
+/// call, the kind, and how many bytes of BSON follow), and the leases of the answers `LOCKED` and `CLAIMED`, one for each
+/// document, in order.
+pub type Batched = FnArgs<(Bytes, Vec<NativeLease>)>;
 
 type Wake = ThreadsafeFunction<(), (), Batched, Status, false, true>;
+
+/// Bytes on their way to a `Buffer` of JavaScript's.
+pub struct Bytes(Vec<u8>);
+
+/// From here on a copy costs more than the finalizer and the bookkeeping of a `Buffer` whose memory is ours.
+const LARGE: usize = 64 * 1024;
+
+impl TypeName for Bytes {
+    fn type_name() -> &'static str {
+        "Buffer"
+    }
+
+    fn value_type() -> ValueType {
+        ValueType::Object
+    }
+}
+
+impl ToNapiValue for Bytes {
+    unsafe fn to_napi_value(
+        env: sys::napi_env,
+        Self(bytes): Self,
+    ) -> napi::Result<sys::napi_value> {
+        if bytes.len() >= LARGE {
+            // SAFETY: `env` is the caller's, of this very thread.
+            return unsafe { Buffer::to_napi_value(env, Buffer::from(bytes)) };
+        }
+        let mut copy = ptr::null_mut();
+        let (length, from) = (bytes.len(), bytes.as_ptr().cast());
+        // SAFETY: `env` is the caller's, and `from` points to `length` bytes that outlive the call.
+        let status = unsafe {
+            sys::napi_create_buffer_copy(env, length, from, ptr::null_mut(), &raw mut copy)
+        };
+        check_status!(status)?;
+        Ok(copy)
+    }
+}
 
 /// Kinds of answers, as JavaScript reads them.
 mod kind {
@@ -55,8 +95,9 @@ pub enum Outcome {
 
 #[derive(Default)]
 struct Batch {
-    heads: Vec<u32>,
     bytes: Vec<u8>,
+    /// How many of them answer a call.
+    answers: u32,
     leases: Vec<Arc<Lease>>,
 }
 
@@ -113,10 +154,13 @@ impl Bridge {
     ) {
         let first = {
             let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
-            let first = batch.heads.is_empty();
+            let first = batch.bytes.is_empty();
+            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            for number in [call, kind, length] {
+                batch.bytes.extend_from_slice(&number.to_le_bytes());
+            }
             batch.bytes.extend_from_slice(bytes);
-            let end = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
-            batch.heads.extend([call, kind, end]);
+            batch.answers += u32::from(kind != kind::LOSS);
             batch.leases.extend(leases);
             first
         };
@@ -147,9 +191,8 @@ impl Shared {
             let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *batch)
         };
-        let answers = batch.heads.chunks_exact(3).filter(|head| head[1] != kind::LOSS);
-        let answered = u32::try_from(answers.count()).unwrap_or(0);
-        if answered > 0 && self.in_flight.fetch_sub(answered, Ordering::AcqRel) == answered {
+        let Batch { bytes, answers, leases } = batch;
+        if answers > 0 && self.in_flight.fetch_sub(answers, Ordering::AcqRel) == answers {
             // SAFETY: Node calls this on the JavaScript thread of a living environment, through this very function.
             unsafe {
                 sys::napi_unref_threadsafe_function(
@@ -158,8 +201,8 @@ impl Shared {
                 )
             };
         }
-        let leases = batch.leases.into_iter().map(NativeLease::new).collect();
-        (Uint32Array::new(batch.heads), Buffer::from(batch.bytes), leases).into()
+        let leases = leases.into_iter().map(NativeLease::new).collect();
+        (Bytes(bytes), leases).into()
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bson::{Bson, Document, doc, oid::ObjectId};
 use tokio::time::{Instant, sleep};
 
-use crate::command::{Hold, Query, Subject};
+use crate::command::{Query, Subject};
 use crate::error::Error;
 use crate::keeper::Terms;
 use crate::lease::{Lease, Moment};
@@ -323,9 +323,9 @@ async fn read_back(
     let mut locked: Vec<(usize, Locked)> = found
         .into_iter()
         .map(|document| (order.get(&bytes(document.get("_id"))).copied(), document))
-        .map(|(place, document)| {
-            let hold = Hold { lease: *lease, token: Some(target.token(&document)) };
-            let lease = Arc::new(Lease::new(hold, sent, sent.deadline(claim.duration_ms)));
+        .map(|(place, mut document)| {
+            let record = target.take_record(&mut document);
+            let lease = Arc::new(Lease::granted(*lease, record, sent, claim.duration_ms));
             (place.unwrap_or(usize::MAX), Locked { document, lease })
         })
         .collect();
@@ -396,7 +396,7 @@ mod tests {
     fn claimers_with_shares_of_their_own_do_not_meet() {
         let taken: Vec<_> =
             (0..16).flat_map(|share| crowd(16, share).choose(numbers(1600), 50)).collect();
-        let different: std::collections::HashSet<_> = taken.iter().map(|id| id.as_i32()).collect();
+        let different: std::collections::HashSet<_> = taken.iter().map(Bson::as_i32).collect();
         assert_eq!((taken.len(), different.len()), (800, 800));
     }
 
@@ -404,7 +404,7 @@ mod tests {
     fn a_share_that_is_too_small_is_filled_from_the_next_ones() {
         let chosen = crowd(16, 3).choose(numbers(20), 19);
         assert_eq!(chosen.len(), 19);
-        assert!(chosen.is_sorted_by_key(|id| id.as_i32()), "in the order of the query");
+        assert!(chosen.is_sorted_by_key(Bson::as_i32), "in the order of the query");
         assert_eq!(crowd(4, 0).choose(numbers(3), 5), numbers(3));
     }
 

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use bson::Bson;
 use napi::bindgen_prelude::{Function, Uint8Array};
 use napi::{Env, Error as NapiError, Result, Status};
 use napi_derive::napi;
@@ -22,7 +23,7 @@ use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
 use crate::patience::Patience;
-use crate::runtime::runtime;
+use crate::runtime;
 use crate::store::{Collection, Request, Store};
 
 /// The way back to this environment's event loop.
@@ -40,10 +41,10 @@ const CLEANUP_LIMIT: Duration = Duration::from_secs(1);
 
 #[napi]
 impl NativeBridge {
-    /// `on_answers(heads, bytes, leases)` gets the answers in batches.
+    /// `on_answers(answers, leases)` gets the answers in batches.
     #[napi(
         constructor,
-        ts_args_type = "onAnswers: (heads: Uint32Array, bytes: Buffer, leases: NativeLease[]) => void"
+        ts_args_type = "onAnswers: (answers: Buffer, leases: NativeLease[]) => void"
     )]
     pub fn new(env: Env, on_answers: Function<'_, Batched, ()>) -> Result<Self> {
         let stores = Stores::default();
@@ -65,7 +66,7 @@ fn release_kept(stores: &Stores, limit: Duration) {
         let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *stores).iter().filter_map(Weak::upgrade).collect()
     };
-    let Ok(runtime) = runtime() else { return };
+    let Ok(runtime) = runtime::aside() else { return };
     for store in &stores {
         // Nobody is left who could use what they wait for.
         store.end_waits();
@@ -95,7 +96,7 @@ impl NativeClient {
     #[napi(constructor)]
     pub fn new(bridge: &NativeBridge, options: &[u8]) -> Result<Self> {
         let options = ConnectionOptions::from_bson(options).map_err(thrown)?;
-        let _inside = runtime().map_err(thrown)?.enter();
+        let _inside = runtime::calls().map_err(thrown)?.enter();
         let pulse = Arc::clone(&bridge.bridge);
         let store = Store::connect(options, pulse).map_err(thrown)?;
         let mut stores = bridge.stores.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +117,7 @@ impl NativeClient {
     #[napi]
     pub fn close(&self) -> Result<()> {
         let store = Arc::clone(&self.store);
-        runtime().map_err(thrown)?.spawn(async move { store.close().await });
+        runtime::calls().map_err(thrown)?.spawn(async move { store.close().await });
         Ok(())
     }
 }
@@ -157,7 +158,8 @@ impl NativeCollection {
         let subject: Subject =
             bson::deserialize_from_slice(subject).map_err(|error| thrown(error.into()))?;
         let place = self.collection.enter(&subject).map_err(thrown)?;
-        let (runtime, collection) = (runtime().map_err(thrown)?, Arc::clone(&self.collection));
+        let (runtime, collection) =
+            (runtime::calls().map_err(thrown)?, Arc::clone(&self.collection));
         let answer = self.bridge.begin(env, call);
         runtime.spawn(async move {
             let answer = |locked| answer.locked(locked);
@@ -248,7 +250,7 @@ impl NativeCollection {
         subject: &[u8],
         work: impl FnOnce(Arc<Collection>, S, Answer) -> F + Send + 'static,
     ) -> Result<()> {
-        let runtime = runtime().map_err(thrown)?;
+        let runtime = runtime::calls().map_err(thrown)?;
         let (subject, collection) = (subject.to_vec(), Arc::clone(&self.collection));
         let answer = self.bridge.begin(env, call);
         runtime.spawn(async move {
@@ -354,6 +356,24 @@ impl NativeLease {
         });
     }
 
+    /// The fencing token.
+    #[napi(getter)]
+    pub fn token(&self) -> f64 {
+        self.lease.hold().token.as_ref().map_or(0.0, number)
+    }
+
+    /// When it was acquired: milliseconds since 1970, by the server's clock.
+    #[napi(getter)]
+    pub fn since(&self) -> i64 {
+        self.lease.since().timestamp_millis()
+    }
+
+    /// When it ends: milliseconds since 1970, by the server's clock, as it was last told.
+    #[napi(getter)]
+    pub fn until(&self) -> i64 {
+        self.lease.until().timestamp_millis()
+    }
+
     /// The twelve bytes of the `ObjectId` that is stored with the lock.
     #[napi(getter)]
     pub fn id(&self) -> Uint8Array {
@@ -365,6 +385,18 @@ impl NativeLease {
     /// Wraps a lease for JavaScript.
     pub fn new(lease: Arc<Lease>) -> Self {
         Self { lease }
+    }
+}
+
+/// A number as JavaScript has it.
+#[allow(clippy::cast_precision_loss, reason = "JavaScript's numbers are no more precise")]
+fn number(value: &Bson) -> f64 {
+    match value {
+        Bson::Int32(number) => f64::from(*number),
+        Bson::Int64(number) => *number as f64,
+        Bson::Double(number) => *number,
+        // A Decimal128 that somebody else has stored.
+        other => other.to_string().parse().unwrap_or(f64::NAN),
     }
 }
 

@@ -82,6 +82,17 @@ pub struct Hold {
     pub token: Option<Bson>,
 }
 
+/// What the server has written down of an acquisition.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The token that it gave.
+    pub token: Bson,
+    /// When it was acquired.
+    pub since: DateTime,
+    /// When it ends.
+    pub until: DateTime,
+}
+
 /// The lock's state as a stranger read it, to be released only if it is still so.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
@@ -339,9 +350,15 @@ impl Target {
         at(document, &self.locked) == at(document, &format!("{}.until", self.by))
     }
 
-    /// The token of a document that was locked.
-    pub fn token(&self, document: &Document) -> Bson {
-        at(document, &format!("{}.token", self.by))
+    /// Takes the holder's record out of a document that was locked: nobody else needs to know of it.
+    pub fn take_record(&self, document: &mut Document) -> Record {
+        let record = take(document, &self.by).unwrap_or_default();
+        let date = |name| {
+            let date = record.get(name).and_then(Bson::as_datetime);
+            date.copied().unwrap_or(DateTime::from_millis(0))
+        };
+        let (since, until) = (date("since"), date("until"));
+        Record { token: record.get("token").cloned().unwrap_or(Bson::Null), since, until }
     }
 
     fn find_and_modify(
@@ -540,6 +557,17 @@ fn at(document: &Document, path: &str) -> Bson {
     value.cloned().unwrap_or(Bson::Null)
 }
 
+/// Takes the document at a dotted path out of another.
+fn take(document: &mut Document, path: &str) -> Option<Document> {
+    if let Some((parent, rest)) = path.split_once('.') {
+        return take(document.get_document_mut(parent).ok()?, rest);
+    }
+    match document.remove(path)? {
+        Bson::Document(taken) => Some(taken),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -625,11 +653,22 @@ mod tests {
         let lease = ObjectId::new();
         let document = doc! { "state": { "busy": 1, "busyBy": { "lease": lease, "until": 1 } } };
         assert!(target.is_untouched(&document));
-        assert_eq!(target.token(&document), Bson::Null);
         assert_eq!(
             target.state(&document),
             State { locked: Bson::Int32(1), lease: Bson::ObjectId(lease) }
         );
+    }
+
+    #[test]
+    fn the_holders_record_is_taken_out_of_the_document() {
+        let target = Target { locked: "state.busy".into(), by: "state.busyBy".into(), ..target() };
+        let (since, until) = (DateTime::from_millis(1), DateTime::from_millis(2));
+        let record = doc! { "token": 7, "since": since, "until": until };
+        let mut document = doc! { "state": { "busy": until, "busyBy": record } };
+        let Record { token, .. } = target.take_record(&mut document);
+        assert_eq!((token, &document), (Bson::Int32(7), &doc! { "state": { "busy": until } }));
+        let Record { token, since, .. } = target.take_record(&mut document);
+        assert_eq!((token, since), (Bson::Null, DateTime::from_millis(0)));
     }
 
     #[test]

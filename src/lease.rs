@@ -4,13 +4,14 @@
 //! a monotonic clock that goes on while the machine is suspended, so it passes before the server lets another in.
 //! Reads are lock-free; nothing here does I/O.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bson::{DateTime, oid::ObjectId};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::command::Hold;
+use crate::command::{Hold, Record};
 
 /// A moment on a clock that never jumps and that counts suspended time too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +116,9 @@ type OnLoss = Box<dyn Fn() + Send + Sync>;
 /// One acquisition of one document's lock.
 pub struct Lease {
     hold: Hold,
+    since: DateTime,
+    /// Milliseconds since 1970, by the server's clock.
+    until_ms: AtomicI64,
     began: Moment,
     deadline: AtomicU64,
     standing: AtomicU8,
@@ -136,10 +140,20 @@ impl std::fmt::Debug for Lease {
 }
 
 impl Lease {
-    /// A lease that the server has granted: asked for at `began`, held until `deadline` at the latest.
+    /// A lease that the server has granted for `duration_ms`, as it wrote down; asked for at `sent`.
+    pub fn granted(lease: ObjectId, record: Record, sent: Moment, duration_ms: i64) -> Self {
+        let hold = Hold { lease, token: Some(record.token) };
+        let granted = Self::new(hold, sent, sent.deadline(duration_ms));
+        granted.set_until(record.until);
+        Self { since: record.since, ..granted }
+    }
+
+    /// A lease that was asked for at `began` and is held until `deadline` at the latest.
     pub fn new(hold: Hold, began: Moment, deadline: Moment) -> Self {
         Self {
             hold,
+            since: DateTime::from_millis(0),
+            until_ms: AtomicI64::new(0),
             began,
             deadline: AtomicU64::new(deadline.0),
             standing: AtomicU8::new(Standing::Held as u8),
@@ -153,6 +167,21 @@ impl Lease {
     /// The acquisition's identity, as it is stored in the document.
     pub fn hold(&self) -> &Hold {
         &self.hold
+    }
+
+    /// When it was acquired, by the server's clock.
+    pub fn since(&self) -> DateTime {
+        self.since
+    }
+
+    /// When the lock ends, by the server's clock, as it was last told.
+    pub fn until(&self) -> DateTime {
+        DateTime::from_millis(self.until_ms.load(Ordering::Acquire))
+    }
+
+    /// Notes when the lock ends.
+    pub fn set_until(&self, until: DateTime) {
+        self.until_ms.store(until.timestamp_millis(), Ordering::Release);
     }
 
     /// The moment before it was asked for.
@@ -245,8 +274,6 @@ impl Lease {
 
 #[cfg(test)]
 mod tests {
-    use bson::oid::ObjectId;
-
     use super::*;
 
     fn hold() -> Hold {

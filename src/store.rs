@@ -23,6 +23,7 @@ use crate::keeper::{Keeper, Pulse, Terms};
 use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
 use crate::patience::Patience;
+use crate::runtime;
 use crate::waiter::{self, Listener, Lobby, Place};
 
 /// How long calls in flight may still take once their client is being closed.
@@ -104,7 +105,10 @@ impl Store {
 
     /// The database, by the small client.
     fn aside(&self, database: &str) -> Result<Database, Error> {
-        let aside = self.aside.get_or_init(|| self.options.clone().aside().connect());
+        let aside = self.aside.get_or_init(|| {
+            let _inside = runtime::aside()?.enter();
+            self.options.clone().aside().connect()
+        });
         Ok(aside.as_ref().map_err(Clone::clone)?.database(database))
     }
 
@@ -454,14 +458,17 @@ impl Collection {
                 return Ok(None);
             }
             let sent = Moment::now();
-            let extended = self
+            let mut extended = self
                 .send_until_answered(&call, |ms| {
                     self.target.extend(&subject, lease.hold(), duration_ms, ms)
                 })
                 .await?
                 .0;
-            match &extended {
-                Some(_) => lease.prolong(sent.deadline(duration_ms)),
+            match &mut extended {
+                Some(document) => {
+                    lease.prolong(sent.deadline(duration_ms));
+                    lease.set_until(self.target.take_record(document).until);
+                }
                 None if Moment::now() >= lease.deadline() => lease.lose(Reason::Expired),
                 None => lease.lose(Reason::TakenOver),
             }
@@ -507,10 +514,10 @@ impl Collection {
                     let leftover = in_doubt.then_some(lease);
                     call.pause_after(error).await.map_err(|error| Failed { error, leftover })?;
                 }
-                Ok(Some(document)) => {
+                Ok(Some(mut document)) => {
                     if late || duration_ms == 0 || Moment::now() < sent.plus_ms(duration_ms) {
-                        let hold = Hold { lease, token: Some(self.target.token(&document)) };
-                        let lease = Arc::new(Lease::new(hold, sent, sent.deadline(duration_ms)));
+                        let record = self.target.take_record(&mut document);
+                        let lease = Arc::new(Lease::granted(lease, record, sent, duration_ms));
                         return Ok(Some(Locked { document, lease }));
                     }
                     // The answer is older than the lock, as when the command waited behind a transaction: a lock
