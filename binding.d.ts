@@ -82,6 +82,9 @@ export declare class NativeWait {
   cancel(): void
 }
 
+/** Whether this is an optimized build: the speed of another says nothing. */
+export declare const IS_OPTIMIZED: boolean
+
 /** How long a lock is to be kept alive. */
 export interface NativeTerms {
   /** Milliseconds since it was acquired; Infinity for ever. */

@@ -26,18 +26,18 @@ const PROCESS = path.join(__dirname, 'contender-process.js');
 
 /**
  * Starts a contender on one collection or several, by settings that contender-process.js describes.
- * One that is a program of its own takes one collection, whole.
+ * One that is a program of its own takes one collection, whole. The addon is the release build, unless
+ * `addon` names another; null stands for the one that is installed.
  */
-async function startContender(name, { uri, collections, settings = {}, serverPids }) {
+async function startContender(name, options) {
+  const { uri, collections, settings = {}, serverPids, addon = ADDON_BINARY } = options;
   const contender = require(`./contenders/${name}`);
   const [command, args] = contender.binary
     ? [contender.binary, [uri, ...collections]]
     : [process.execPath, [PROCESS, name, uri, collections.join(','), JSON.stringify(settings)]];
   const child = spawn(command, args, {
     stdio: ['pipe', 'pipe', 'inherit'],
-    env: contender.needsBuild
-      ? { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: ADDON_BINARY }
-      : process.env,
+    env: addon ? { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: addon } : process.env,
   });
   const exited = once(child, 'exit');
   // Writing to a child that has ended: `expect` finds out, and says more.

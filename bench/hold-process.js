@@ -6,7 +6,7 @@
 
 const mongoose = require('mongoose9');
 const lockRelease = require('..');
-const { assertReleaseBinary } = require('./build');
+const { assertLoadedAsTold } = require('./build');
 
 const IN_FLIGHT = 100;
 
@@ -15,7 +15,7 @@ const verbs = {
     await mongoose.connect(process.argv[2]);
     const schema = new mongoose.Schema({ name: String }).plugin(lockRelease);
     Order = mongoose.model('Order', schema);
-    assertReleaseBinary();
+    assertLoadedAsTold();
     await Order.insertMany(Array.from({ length: count }, () => ({ name: 'held' })));
     orders = await Order.find();
     // Clients and code are there before memory is measured.

@@ -26,6 +26,10 @@ use crate::patience::Patience;
 use crate::runtime;
 use crate::store::{Collection, Request, Store};
 
+/// Whether this is an optimized build: the speed of another says nothing.
+#[napi]
+pub const IS_OPTIMIZED: bool = !cfg!(debug_assertions);
+
 /// The way back to this environment's event loop.
 #[napi]
 pub struct NativeBridge {

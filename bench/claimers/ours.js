@@ -4,7 +4,7 @@
  */
 'use strict';
 
-const { assertReleaseBinary } = require('../build');
+const { assertLoadedAsTold } = require('../build');
 const { LOCK_MS, openQueue } = require('./queue');
 
 const QUEUE = { state: 'new' };
@@ -12,7 +12,7 @@ const QUEUE = { state: 'new' };
 async function open(uri, count) {
   const Order = await openQueue(uri, count, (schema) => schema.plugin(require('../..')));
   await Order.claim({ state: 'none' }, LOCK_MS);
-  assertReleaseBinary();
+  assertLoadedAsTold();
   return Order;
 }
 

@@ -4,7 +4,7 @@
 'use strict';
 
 const { ORDER_PATHS } = require('../order');
-const { assertReleaseBinary } = require('../build');
+const { assertLoadedAsTold } = require('../build');
 
 module.exports = {
   title: 'this plugin, Mongoose 9',
@@ -23,7 +23,7 @@ module.exports = {
     // The binding may be loaded as late as by the first call, so the check comes after one.
     await documents[0].lock(0);
     await documents[0].release();
-    assertReleaseBinary();
+    assertLoadedAsTold();
     return {
       documents,
       lock: (order, duration) => order.lock(duration),

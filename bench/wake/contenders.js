@@ -10,7 +10,7 @@
 const { setTimeout: sleep } = require('node:timers/promises');
 
 const { ORDER_PATHS } = require('../order');
-const { assertReleaseBinary } = require('../build');
+const { assertLoadedAsTold } = require('../build');
 
 /** Long enough that no lock ever ends by itself. */
 const LOCK_MS = 10_000;
@@ -43,7 +43,7 @@ async function openPlugin(uri, collection, lock) {
   // The binding may be loaded as late as by the first call, so the check comes after one.
   await order.lock(0);
   await order.release();
-  assertReleaseBinary();
+  assertLoadedAsTold();
   return {
     lock: () => lock(order),
     async release(held) {
