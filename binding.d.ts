@@ -13,6 +13,8 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
 export declare class NativeBridge {
   /** `on_answers(answers, leases)` gets the answers in batches. */
   constructor(onAnswers: (answers: Buffer, leases: NativeLease[]) => void)
+  /** Whether this is an optimized build: the speed of another says nothing. */
+  static isOptimized(): boolean
   /** Releases all locks of this environment that are being kept alive, and waits for it, at most so many milliseconds. */
   releaseKept(limitMs: number): void
 }
@@ -43,8 +45,11 @@ export declare class NativeCollection {
    * and a lease for each. Waits so many milliseconds for the first of them.
    */
   claim(call: number, query: Uint8Array, durationMs: number, limit: number, terms?: NativeTerms | undefined | null, waitMs?: number | undefined | null): NativeWait | null
-  /** Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing. */
-  release(call: number, subject: Uint8Array, lease?: NativeLease | undefined | null): void
+  /**
+   * Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing. A brief
+   * answer has next to nothing of the document.
+   */
+  release(call: number, subject: Uint8Array, lease?: NativeLease | undefined | null, brief?: boolean | undefined | null): void
   /** Prolongs what the lease holds; answers with the document, or nothing. */
   extend(call: number, subject: Uint8Array, lease: NativeLease, durationMs: number): void
   /** Asks the primary whether the lease is still the last; answers with `{ mine }`, or nothing. */
@@ -81,9 +86,6 @@ export declare class NativeWait {
    */
   cancel(): void
 }
-
-/** Whether this is an optimized build: the speed of another says nothing. */
-export declare const IS_OPTIMIZED: boolean
 
 /** How long a lock is to be kept alive. */
 export interface NativeTerms {

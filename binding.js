@@ -840,4 +840,3 @@ module.exports.NativeClient = nativeBinding.NativeClient
 module.exports.NativeCollection = nativeBinding.NativeCollection
 module.exports.NativeLease = nativeBinding.NativeLease
 module.exports.NativeWait = nativeBinding.NativeWait
-module.exports.IS_OPTIMIZED = nativeBinding.IS_OPTIMIZED

@@ -65,6 +65,7 @@ async function startContender(name, options) {
 
   return {
     name,
+    pid: child.pid,
     title: contender.title,
     hasEventLoop: !contender.binary,
 

@@ -129,7 +129,7 @@ async fn lane(number: usize, shared: Arc<Shared>, run: Arc<Run>) -> Result<()> {
         run.calls.fetch_add(1, Ordering::Relaxed);
         let token = shared.target.take_record(&mut locked).token;
         let hold = Hold { lease, token: Some(token) };
-        send(&shared, &shared.target.release(subject, &hold, MAX_TIME_MS)).await?;
+        send(&shared, &shared.target.release(subject, &hold, false, MAX_TIME_MS)).await?;
         run.calls.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())

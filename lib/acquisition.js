@@ -73,19 +73,30 @@ class Acquisition {
 
   /** Releases it: the fresh document, or null when it was lost. */
   async release(trace) {
-    const opened = this.model.open('release');
+    return await this.#release(trace, (bytes) => this.model.read(bytes));
+  }
+
+  /** Releases it for one who does not want the document: it is not even sent. */
+  async letGo(trace) {
+    await this.#release(trace, () => undefined, true);
+  }
+
+  async #release(trace, read, brief) {
+    const { model, lease } = this;
+    const opened = model.open('release');
     const collection = opened instanceof Promise ? await opened : opened;
-    const subject = this.model.subject(this.key);
-    return await this.#begin(trace, (call) => collection.release(call, subject, this.lease));
+    const subject = model.subject(this.key);
+    const call = { trace, mongo: model.mongo, read };
+    return await begin(call, (number) => collection.release(number, subject, lease, brief));
   }
 
   /** Prolongs it: the fresh document, or null when it is not held any more. */
   async extend(duration, trace) {
     const collection = await this.model.open('extend');
     const subject = this.model.subject(this.key);
-    return await this.#begin(trace, (call) =>
-      collection.extend(call, subject, this.lease, duration),
-    );
+    const { model, lease } = this;
+    const call = { trace, mongo: model.mongo, read: (bytes) => model.read(bytes) };
+    return await begin(call, (number) => collection.extend(number, subject, lease, duration));
   }
 
   /** Asks the server whether the document is there and another has taken its lock. */
@@ -106,11 +117,6 @@ class Acquisition {
       `the lock on ${Model.modelName} ${this.key._id} is lost: ${why}`,
       cause && { cause },
     );
-  }
-
-  #begin(trace, start) {
-    const { model } = this;
-    return begin({ trace, mongo: model.mongo, read: (bytes) => model.read(bytes) }, start);
   }
 }
 

@@ -72,7 +72,7 @@ async function claim(Model, settings, trace, filter, duration, given) {
     won.push(acquisition);
     return { raw, acquisition };
   };
-  const letGo = (acquisition) => acquisition.release(trace).catch(() => {});
+  const letGo = (acquisition) => acquisition.letGo(trace).catch(() => {});
   if (terms) releaseAtExit(settings.exitTimeout);
   const call = { trace, mongo: model.mongo, read };
   const start = (number, ms) => collection.claim(number, query, durationMs, limit, terms, ms);

@@ -115,14 +115,14 @@ async function lock(doc, settings, trace, duration, options, renew) {
   }
   const abandon = (lease) => {
     const release = { trace, mongo: model.mongo, read: () => null };
-    begin(release, (number) => collection.release(number, subject, lease)).catch(() => {});
+    begin(release, (number) => collection.release(number, subject, lease, true)).catch(() => {});
   };
   const start = (number, ms) => collection.lock(number, subject, durationMs, terms, ms);
   return await patience.begin(call, start, abandon);
 }
 
 async function releaseUnlessDone(acquisition, trace) {
-  if (!acquisition.lease.released) await acquisition.release(trace);
+  if (!acquisition.lease.released) await acquisition.letGo(trace);
 }
 
 async function withLock(doc, settings, trace, duration, options, fn) {

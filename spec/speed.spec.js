@@ -6,7 +6,7 @@
 'use strict';
 
 const assert = require('node:assert/strict');
-const { IS_OPTIMIZED } = require('../binding');
+const { NativeBridge } = require('../binding');
 const { startContender } = require('../bench/contender');
 const { onDatabase } = require('../bench/database');
 const { spread } = require('../bench/figures');
@@ -33,7 +33,7 @@ describe('speed', function () {
   const contenders = [];
 
   before(async function () {
-    if (!IS_OPTIMIZED) {
+    if (!NativeBridge.isOptimized()) {
       this.test.parent.title += ' (needs an optimized build: npm run build)';
       this.skip();
     }

@@ -26,10 +26,6 @@ use crate::patience::Patience;
 use crate::runtime;
 use crate::store::{Collection, Request, Store};
 
-/// Whether this is an optimized build: the speed of another says nothing.
-#[napi]
-pub const IS_OPTIMIZED: bool = !cfg!(debug_assertions);
-
 /// The way back to this environment's event loop.
 #[napi]
 pub struct NativeBridge {
@@ -56,6 +52,12 @@ impl NativeBridge {
             release_kept(&stores, CLEANUP_LIMIT);
         })?;
         Ok(Self { bridge: Bridge::new(&on_answers)?, stores })
+    }
+
+    /// Whether this is an optimized build: the speed of another says nothing.
+    #[napi]
+    pub fn is_optimized() -> bool {
+        !cfg!(debug_assertions)
     }
 
     /// Releases all locks of this environment that are being kept alive, and waits for it, at most so many milliseconds.
@@ -195,7 +197,8 @@ impl NativeCollection {
         Ok(wait)
     }
 
-    /// Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing.
+    /// Releases what the lease holds, or whatever lock there is without one; answers with the document, or nothing. A brief
+    /// answer has next to nothing of the document.
     #[napi]
     pub fn release(
         &self,
@@ -203,7 +206,9 @@ impl NativeCollection {
         call: u32,
         subject: &[u8],
         lease: Option<&NativeLease>,
+        brief: Option<bool>,
     ) -> Result<()> {
+        let brief = brief.unwrap_or(false);
         let lease = lease.map(|lease| Arc::clone(&lease.lease));
         if let Some(lease) = &lease {
             // From here on the server may let others in: not held, before the answer comes.
@@ -212,7 +217,7 @@ impl NativeCollection {
         self.start(env, call, subject, move |collection, subject, answer| async move {
             let answer = |document| answer.document(document);
             match lease {
-                Some(lease) => collection.release(subject, lease, answer).await,
+                Some(lease) => collection.release(subject, lease, brief, answer).await,
                 None => collection.release_any(subject, answer).await,
             }
         })

@@ -228,12 +228,24 @@ impl Target {
         self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms)
     }
 
-    /// Releases the lock if `hold` was the last to take it; what another holds stays untouched.
-    pub fn release(&self, subject: &Subject, hold: &Hold, max_time_ms: i64) -> Document {
+    /// Releases the lock if `hold` was the last to take it; what another holds stays untouched. `brief`: no more of the
+    /// document comes back than until when it was locked.
+    pub fn release(
+        &self,
+        subject: &Subject,
+        hold: &Hold,
+        brief: bool,
+        max_time_ms: i64,
+    ) -> Document {
         let mut filter = self.held_by(&subject.key, hold);
         filter.insert("$expr", self.untouched());
         let set = doc! { &self.locked: "$$NOW", format!("{}.until", self.by): "$$NOW" };
-        self.find_and_modify(subject, filter, set, self.released_fields(), max_time_ms)
+        let fields = if brief {
+            doc! { &self.locked: 1 }
+        } else {
+            self.released_fields()
+        };
+        self.find_and_modify(subject, filter, set, fields, max_time_ms)
     }
 
     /// Releases whatever lock is in exactly the state that was read before, whoever holds it.
@@ -614,7 +626,8 @@ mod tests {
         for command in [
             target.lock(&subject, hold.lease, 10, 77),
             target.extend(&subject, &hold, 10, 77),
-            target.release(&subject, &hold, 77),
+            target.release(&subject, &hold, false, 77),
+            target.release(&subject, &hold, true, 77),
             target.release_state(&subject, &state, 77),
         ] {
             assert_eq!(command.get_document("writeConcern").unwrap(), &doc! { "w": "majority" });
@@ -625,7 +638,9 @@ mod tests {
     #[test]
     fn only_lock_can_take_a_document_from_another_lease() {
         let (target, subject, hold) = (target(), subject(1), hold());
-        for command in [target.extend(&subject, &hold, 10, 1), target.release(&subject, &hold, 1)] {
+        for command in
+            [target.extend(&subject, &hold, 10, 1), target.release(&subject, &hold, false, 1)]
+        {
             let query = command.get_document("query").unwrap();
             assert_eq!(query.get_object_id("lockedBy.lease").unwrap(), hold.lease);
             assert_eq!(query.get_document("lockedBy.token").unwrap(), &doc! { "$eq": 7 });

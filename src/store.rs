@@ -398,17 +398,19 @@ impl Collection {
         }
     }
 
-    /// Releases the lock that `lease` holds. Answers with `None` when it was lost.
+    /// Releases the lock that `lease` holds. Answers with `None` when it was lost, and otherwise, if it is to be `brief`, with
+    /// next to nothing of the document.
     pub async fn release(
         &self,
         subject: Subject,
         lease: Arc<Lease>,
+        brief: bool,
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
         let call = Call::begin(&self.store);
         let work = async {
             let _turn = lease.turn().await;
-            let released = self.release_held(&subject, &lease, &call).await?;
+            let released = self.release_held(&subject, &lease, brief, &call).await?;
             match &released {
                 Some(document) => self.lobby.hand_over(subject.id(), document),
                 None => lease.lose(Reason::TakenOver),
@@ -539,9 +541,10 @@ impl Collection {
         &self,
         subject: &Subject,
         lease: &Lease,
+        brief: bool,
         call: &Call,
     ) -> Result<Option<Document>, Error> {
-        let command = |ms| self.target.release(subject, lease.hold(), ms);
+        let command = |ms| self.target.release(subject, lease.hold(), brief, ms);
         let (released, in_doubt) = self.send_until_answered(call, command).await?;
         if released.is_some() || !in_doubt || Moment::now() >= lease.deadline() {
             return Ok(released);
@@ -586,7 +589,8 @@ impl Collection {
     async fn release_in_background(&self, subject: &Subject, lease: ObjectId, duration_ms: i64) {
         // Whatever has this lease by now is nobody's.
         let (subject, hold) = (Subject::of(subject.key.clone()), Hold { lease, token: None });
-        self.send_in_background(duration_ms, |ms| self.target.release(&subject, &hold, ms)).await;
+        self.send_in_background(duration_ms, |ms| self.target.release(&subject, &hold, true, ms))
+            .await;
     }
 
     /// Sends a command that nobody waits for, until it is answered, or would be of no use any more.
