@@ -23,7 +23,7 @@ use crate::keeper::Terms;
 use crate::lease::{Lease, Moment, Standing};
 use crate::options::ConnectionOptions;
 use crate::patience::Patience;
-use crate::runtime;
+use crate::runtime::runtime;
 use crate::store::{Collection, Request, Store};
 
 /// The way back to this environment's event loop.
@@ -72,7 +72,7 @@ fn release_kept(stores: &Stores, limit: Duration) {
         let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *stores).iter().filter_map(Weak::upgrade).collect()
     };
-    let Ok(runtime) = runtime::aside() else { return };
+    let Ok(runtime) = runtime() else { return };
     for store in &stores {
         // Nobody is left who could use what they wait for.
         store.end_waits();
@@ -102,7 +102,7 @@ impl NativeClient {
     #[napi(constructor)]
     pub fn new(bridge: &NativeBridge, options: &[u8]) -> Result<Self> {
         let options = ConnectionOptions::from_bson(options).map_err(thrown)?;
-        let _inside = runtime::calls().map_err(thrown)?.enter();
+        let _inside = runtime().map_err(thrown)?.enter();
         let pulse = Arc::clone(&bridge.bridge);
         let store = Store::connect(options, pulse).map_err(thrown)?;
         let mut stores = bridge.stores.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +123,7 @@ impl NativeClient {
     #[napi]
     pub fn close(&self) -> Result<()> {
         let store = Arc::clone(&self.store);
-        runtime::calls().map_err(thrown)?.spawn(async move { store.close().await });
+        runtime().map_err(thrown)?.spawn(async move { store.close().await });
         Ok(())
     }
 }
@@ -164,8 +164,7 @@ impl NativeCollection {
         let subject: Subject =
             bson::deserialize_from_slice(subject).map_err(|error| thrown(error.into()))?;
         let place = self.collection.enter(&subject).map_err(thrown)?;
-        let (runtime, collection) =
-            (runtime::calls().map_err(thrown)?, Arc::clone(&self.collection));
+        let (runtime, collection) = (runtime().map_err(thrown)?, Arc::clone(&self.collection));
         let answer = self.bridge.begin(env, call);
         runtime.spawn(async move {
             let answer = |locked| answer.locked(locked);
@@ -259,7 +258,7 @@ impl NativeCollection {
         subject: &[u8],
         work: impl FnOnce(Arc<Collection>, S, Answer) -> F + Send + 'static,
     ) -> Result<()> {
-        let runtime = runtime::calls().map_err(thrown)?;
+        let runtime = runtime().map_err(thrown)?;
         let (subject, collection) = (subject.to_vec(), Arc::clone(&self.collection));
         let answer = self.bridge.begin(env, call);
         runtime.spawn(async move {

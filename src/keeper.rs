@@ -17,7 +17,6 @@ use tokio::time::{sleep, timeout};
 use crate::command::{Subject, Target};
 use crate::error::Error;
 use crate::lease::{Lease, Moment, Reason, Standing};
-use crate::runtime::spawn_aside;
 use crate::store::run;
 
 /// The most locks in one command.
@@ -99,7 +98,7 @@ impl Keeper {
         })
     }
 
-    /// Keeps a lock until it is released, lost, or not wanted any more.
+    /// Keeps a lock until it is released, lost, or not wanted any more. On the runtime only.
     pub fn keep(&self, key: Document, lease: Arc<Lease>, terms: Terms) {
         // So that the first look finds an answer, or its absence.
         self.pulse.stalled_for(Moment::now());
@@ -112,7 +111,7 @@ impl Keeper {
             group.len() == 1
         };
         if is_first {
-            spawn_aside(Self::tend(Weak::clone(&self.this), terms));
+            tokio::spawn(Self::tend(Weak::clone(&self.this), terms));
         }
     }
 

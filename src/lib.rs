@@ -19,7 +19,7 @@
 //! - [`lease`]: one held lock, its deadline and standing
 //! - [`options`]: Mongoose's connection options for the Rust driver
 //! - [`error`]: what can go wrong
-//! - [`runtime`]: the threads it all runs on, those for calls and those beside them
+//! - [`runtime`]: the threads it all runs on
 
 mod bridge;
 mod claim;

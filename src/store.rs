@@ -23,7 +23,6 @@ use crate::keeper::{Keeper, Pulse, Terms};
 use crate::lease::{Lease, Moment, Reason, Standing};
 use crate::options::ConnectionOptions;
 use crate::patience::Patience;
-use crate::runtime;
 use crate::waiter::{self, Listener, Lobby, Place};
 
 /// How long calls in flight may still take once their client is being closed.
@@ -105,10 +104,7 @@ impl Store {
 
     /// The database, by the small client.
     fn aside(&self, database: &str) -> Result<Database, Error> {
-        let aside = self.aside.get_or_init(|| {
-            let _inside = runtime::aside()?.enter();
-            self.options.clone().aside().connect()
-        });
+        let aside = self.aside.get_or_init(|| self.options.clone().aside().connect());
         Ok(aside.as_ref().map_err(Clone::clone)?.database(database))
     }
 

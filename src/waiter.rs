@@ -21,7 +21,6 @@ use crate::command::{Target, Watched};
 use crate::error::Error;
 use crate::lease::Moment;
 use crate::patience::Patience;
-use crate::runtime::spawn_aside;
 use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, run};
 use crate::turns::{Crowds, Turns};
 
@@ -318,10 +317,10 @@ impl Lobby {
             (hall.begins_to_feed(), !std::mem::replace(&mut hall.is_polled, true))
         };
         if feeds {
-            spawn_aside(Self::feed(Weak::clone(&self.this), database.clone()));
+            tokio::spawn(Self::feed(Weak::clone(&self.this), database.clone()));
         }
         if polls {
-            spawn_aside(Self::poll(Weak::clone(&self.this), database.clone()));
+            tokio::spawn(Self::poll(Weak::clone(&self.this), database.clone()));
         }
     }
 
@@ -334,7 +333,7 @@ impl Lobby {
             hall.begins_to_feed()
         };
         if feeds {
-            spawn_aside(Self::feed(Weak::clone(&self.this), database.clone()));
+            tokio::spawn(Self::feed(Weak::clone(&self.this), database.clone()));
         }
         let news = self.news.subscribe();
         Some(Listener { lobby, news })

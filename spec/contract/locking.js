@@ -187,8 +187,8 @@ describe('lock and release', function () {
     it('gives null when somebody who knows no holders has locked since', async function () {
       const order = await Order.create({ name: 'mixed' });
       await order.lock(LONG_MS);
-      // As a process that runs the original writes it.
-      await write(order, { $set: { locked: new Date(Date.now() + LONG_MS) } });
+      // As a process that runs the original writes it; not the very millisecond that the lock ends in.
+      await write(order, { $set: { locked: new Date(Date.now() + 2 * LONG_MS) } });
       const before = await stored(order);
       assert.equal(await order.release(), null);
       assert.deepEqual(await stored(order), before);
