@@ -18,7 +18,7 @@ const LONG = 600_000;
 const SOON_MS = 20_000;
 
 describe('claims', function () {
-  this.timeout(114_000);
+  this.timeout(128_000);
 
   let server;
   let connection;
@@ -100,25 +100,25 @@ describe('claims', function () {
     const args = (limits, duration = LONG) => ({ uri: server.uriFor('claims'), limits, duration });
 
     it('handle each document once: 8 processes with 100 at a time', async function () {
-      await fill(Job, 14_000);
+      await fill(Job, 28_000);
       const entries = await profile(Job, async () => {
         const workers = Array.from({ length: 8 }, () => Worker.start('batches', args([100])));
         const told = await Promise.all(workers.map((worker) => worker.next()));
         assert.equal(
           told.reduce((sum, { handled }) => sum + handled, 0),
-          14_000,
+          28_000,
         );
         assert.ok(
           told.every(({ handled }) => handled > 0),
           JSON.stringify(told),
         );
       });
-      assert.deepEqual(await handled(), [{ _id: 1, count: 14_000 }]);
+      assert.deepEqual(await handled(), [{ _id: 1, count: 28_000 }]);
 
       // What it cost that there were others.
       const claims = entries.filter(({ op, command }) => op === 'update' && command.q.$and);
       const locked = claims.reduce((sum, { nModified }) => sum + nModified, 0);
-      assert.equal(locked, 14_000);
+      assert.equal(locked, 28_000);
       const empty = claims.filter(({ nModified }) => nModified === 0).length;
       const contested = claims.filter(
         ({ nModified, command }) => nModified < command.q._id.$in.length,
@@ -128,7 +128,7 @@ describe('claims', function () {
         empty < claims.length * 0.2,
         `${empty} of ${claims.length} updates were for nothing`,
       );
-      assert.ok(claims.length < 2 * 140, `${claims.length} updates for 140 batches`);
+      assert.ok(claims.length < 2 * 280, `${claims.length} updates for 280 batches`);
     });
 
     it('handle each document once: 4 processes with 1, 10 and 100 at a time', async function () {
