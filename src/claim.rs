@@ -62,12 +62,14 @@ impl Crowd {
         self.width.load(Ordering::Relaxed) as usize
     }
 
-    /// Notes whether another was faster.
-    fn note(&self, contested: bool) {
+    /// Notes how many of the chosen documents were had; the others were another's by then.
+    fn note(&self, locked: usize, chosen: usize) {
         let width = self.width.load(Ordering::Relaxed);
-        if contested {
+        if locked < chosen {
             // Whoever was faster keeps his share, so that sooner or later each has one of his own.
-            self.share.store(random(WIDEST), Ordering::Relaxed);
+            if locked <= chosen / 2 {
+                self.share.store(random(WIDEST), Ordering::Relaxed);
+            }
             self.width.store((width * 4).min(WIDEST), Ordering::Relaxed);
         } else if random(MEMORY) == 0 {
             self.width.store((width / 2).max(1), Ordering::Relaxed);
@@ -209,7 +211,7 @@ async fn take(
         let (locked, in_doubt) = lock_all(collection, claim, &chosen, leftover.lease, call).await?;
         won += locked;
         let contested = locked < chosen.len();
-        collection.crowd().note(contested);
+        collection.crowd().note(locked, chosen.len());
         // Where an attempt's answer was lost nobody knows how many there are: better too few than too many.
         if in_doubt || (are_all && !contested) || call.is_over() {
             break;
@@ -239,12 +241,12 @@ async fn take_one(
         };
         match collection.acquire(&subject, claim.duration_ms, call).await {
             Ok(Some(locked)) => {
-                collection.crowd().note(false);
+                collection.crowd().note(1, 1);
                 *leftover = Leftover { lease: locked.lease.hold().lease, ids: vec![id] };
                 return Ok(vec![locked]);
             }
             Ok(None) => {
-                collection.crowd().note(true);
+                collection.crowd().note(0, 1);
                 if call.is_over() {
                     return Ok(Vec::new());
                 }
@@ -266,7 +268,11 @@ async fn candidates(
     wanted: usize,
     call: &Call,
 ) -> Result<(Vec<Bson>, bool), Error> {
-    let width = collection.crowd().width() * wanted;
+    let width = match collection.crowd().width() {
+        1 => wanted,
+        // Shares are not of one size: a quarter more, or half of them would have to be filled up from another's.
+        width => width * wanted * 5 / 4,
+    };
     let target = collection.target();
     let mut reply =
         send(collection, call, |ms| target.candidates(&claim.query, width, ms)).await?.0;
@@ -370,11 +376,11 @@ mod tests {
         let crowd = Crowd::default();
         assert_eq!(crowd.width(), 1);
         for _ in 0..10 {
-            crowd.note(true);
+            crowd.note(0, 1);
         }
         assert_eq!(crowd.width(), WIDEST as usize);
         for _ in 0..2000 {
-            crowd.note(false);
+            crowd.note(1, 1);
         }
         assert_eq!(crowd.width(), 1);
     }
