@@ -34,6 +34,7 @@ describe('speed', function () {
 
   before(async function () {
     if (!NativeBridge.isOptimized()) {
+      assert.notEqual(process.env.REQUIRE_TOOLS, '1', 'the addon is no optimized build');
       this.test.parent.title += ' (needs an optimized build: npm run build)';
       this.skip();
     }
