@@ -17,6 +17,9 @@ use tokio::time::sleep;
 
 use command::{Hold, Subject, Target};
 
+#[allow(dead_code, reason = "lock and release are all that it has of them")]
+#[path = "../src/by_id.rs"]
+mod by_id;
 #[allow(dead_code, reason = "two of the commands make a pair")]
 #[path = "../src/command.rs"]
 mod command;
@@ -124,12 +127,19 @@ async fn lane(number: usize, shared: Arc<Shared>, run: Arc<Run>) -> Result<()> {
             break;
         }
         let lease = ObjectId::new();
-        let mut locked =
-            send(&shared, &shared.target.lock(subject, lease, LOCK_MS, MAX_TIME_MS)).await?;
+        let lock = shared.target.lock_by_id(subject, lease, LOCK_MS, MAX_TIME_MS);
+        let mut locked = send(&shared, &lock).await?;
+        if !shared.target.is_locked_by(&locked, lease) {
+            return Err(format!("not locked: {locked}").into());
+        }
         run.calls.fetch_add(1, Ordering::Relaxed);
         let token = shared.target.take_record(&mut locked).token;
         let hold = Hold { lease, token: Some(token) };
-        send(&shared, &shared.target.release(subject, &hold, false, MAX_TIME_MS)).await?;
+        let released =
+            send(&shared, &shared.target.release_by_id(subject, &hold, MAX_TIME_MS)).await?;
+        if !shared.target.is_released_by(&released, &hold) {
+            return Err(format!("not released: {released}").into());
+        }
         run.calls.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())

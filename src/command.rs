@@ -137,8 +137,7 @@ impl Target {
         let token = doc! { "$cond": [mine.clone(), self.by_ref(".token"), self.next_token()] };
         let since = doc! { "$cond": [mine, format!("{by}.since"), "$$NOW"] };
         let set = self.taken(lease, token, since, duration_ms);
-        let mut command =
-            self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms);
+        let mut command = self.set_if(subject, filter, set, self.fields.clone(), max_time_ms);
         if let Some(collation) = &subject.collation {
             command.insert("collation", collation.clone());
         }
@@ -225,7 +224,7 @@ impl Target {
         filter.insert("$expr", self.still_held());
         let until = self.at_least(duration_ms);
         let set = doc! { &self.locked: until.clone(), format!("{}.until", self.by): until };
-        self.find_and_modify(subject, filter, set, self.fields.clone(), max_time_ms)
+        self.set_if(subject, filter, set, self.fields.clone(), max_time_ms)
     }
 
     /// Releases the lock if `hold` was the last to take it; what another holds stays untouched. `brief`: no more of the
@@ -245,7 +244,7 @@ impl Target {
         } else {
             self.released_fields()
         };
-        self.find_and_modify(subject, filter, set, fields, max_time_ms)
+        self.set_if(subject, filter, set, fields, max_time_ms)
     }
 
     /// Releases whatever lock is in exactly the state that was read before, whoever holds it.
@@ -267,7 +266,7 @@ impl Target {
                 &by,
             ] },
         };
-        self.find_and_modify(subject, filter, set, self.released_fields(), max_time_ms)
+        self.set_if(subject, filter, set, self.released_fields(), max_time_ms)
     }
 
     /// Prolongs all locks that the leases hold on the documents, as [`Target::extend`] does for one.
@@ -373,7 +372,8 @@ impl Target {
         Record { token: record.get("token").cloned().unwrap_or(Bson::Null), since, until }
     }
 
-    fn find_and_modify(
+    /// Sets fields of the document that meets the filter.
+    fn set_if(
         &self,
         subject: &Subject,
         filter: Document,
@@ -382,10 +382,21 @@ impl Target {
         max_time_ms: i64,
     ) -> Document {
         set.extend(literals(&subject.set));
+        self.find_and_modify(filter, doc! { "$set": set }, fields, max_time_ms)
+    }
+
+    /// Updates one document by a pipeline of one stage, and reads it back.
+    pub fn find_and_modify(
+        &self,
+        filter: Document,
+        update: Document,
+        fields: Document,
+        max_time_ms: i64,
+    ) -> Document {
         let mut command = doc! {
             "findAndModify": &self.collection,
             "query": filter,
-            "update": [{ "$set": set }],
+            "update": [update],
             "new": true,
         };
         if !fields.is_empty() {
@@ -405,18 +416,30 @@ impl Target {
         duration_ms: i64,
     ) -> Document {
         let until = self.at_least(duration_ms);
-        let holder = doc! {
-            "lease": lease,
-            "token": token,
-            "label": { "$literal": &self.label },
-            "since": since,
-            "until": until.clone(),
-        };
+        let holder = self.holder(lease, token, since, until.clone());
         // `$mergeObjects` builds a new object; an object literal would be merged into what is stored.
         doc! { &self.locked: until, &self.by: { "$mergeObjects": [holder] } }
     }
 
-    fn next_token(&self) -> Document {
+    /// The record that says who holds a lock.
+    pub fn holder(
+        &self,
+        lease: ObjectId,
+        token: impl Into<Bson>,
+        since: impl Into<Bson>,
+        until: Document,
+    ) -> Document {
+        doc! {
+            "lease": lease,
+            "token": token,
+            "label": { "$literal": &self.label },
+            "since": since,
+            "until": until,
+        }
+    }
+
+    /// The token after the one that was given last.
+    pub fn next_token(&self) -> Document {
         let token = self.by_ref(".token");
         doc! { "$add": [{ "$cond": [{ "$isNumber": &token }, &token, 0] }, 1] }
     }
@@ -537,14 +560,14 @@ impl Watched {
 }
 
 /// `{path: {$eq: value}}` for each entry: an `_id` such as `{$gt: ''}` means itself.
-fn equal_to(key: &Document) -> Document {
+pub fn equal_to(key: &Document) -> Document {
     key.iter()
         .map(|(path, value)| (path.clone(), Bson::Document(doc! { "$eq": value.clone() })))
         .collect()
 }
 
 /// Values to set, each meaning itself.
-fn literals(set: &Document) -> impl Iterator<Item = (String, Bson)> {
+pub fn literals(set: &Document) -> impl Iterator<Item = (String, Bson)> {
     set.iter()
         .map(|(path, value)| (path.clone(), Bson::Document(doc! { "$literal": value.clone() })))
 }

@@ -11,6 +11,7 @@
 //! - [`bridge`]: answers to JavaScript, in batches
 //! - [`store`]: sends commands, sends them again, sorts answers
 //! - [`command`]: the commands' documents, pure functions
+//! - [`by_id`]: lock and release once more, in the form that costs the server least
 //! - [`keeper`]: renews what is held, in batches; notices what is lost
 //! - [`waiter`]: waits for locked documents
 //! - [`claim`]: claims documents by a query
@@ -22,6 +23,7 @@
 //! - [`runtime`]: the threads it all runs on
 
 mod bridge;
+mod by_id;
 mod claim;
 mod client;
 mod command;

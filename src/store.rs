@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ const SLACK: Duration = Duration::from_millis(200);
 /// The first pause before a command is sent again, and the longest; both are shortened at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// From here on a document costs more to send in vain than a plan of the server's does. In bytes.
+const BULKY: usize = 16 * 1024;
 
 /// Database, collection and path of the lock, and whether new documents are waited for too.
 type LobbyName = ([String; 3], bool);
@@ -203,6 +207,8 @@ pub struct Collection {
     keeper: OnceLock<Result<Arc<Keeper>, Error>>,
     lobby: Arc<Lobby>,
     crowd: Crowd,
+    /// Whether one of its documents was too large to come back in vain.
+    is_bulky: AtomicBool,
 }
 
 impl Collection {
@@ -211,7 +217,8 @@ impl Collection {
         let lobby = store.lobby(database, &target, false);
         let database = store.client.database(database);
         let (keeper, crowd) = (OnceLock::new(), Crowd::default());
-        Arc::new(Self { store, database, target, keeper, lobby, crowd })
+        let is_bulky = AtomicBool::new(false);
+        Arc::new(Self { store, database, target, keeper, lobby, crowd, is_bulky })
     }
 
     /// Tries to lock a document, and keeps the lock alive if there are terms for that. Answers with `None` when it is locked
@@ -504,9 +511,15 @@ impl Collection {
         // Counted from before the first attempt with this lease: any of them may be the one that was applied.
         let mut sent = Moment::now();
         let (mut in_doubt, mut afresh, mut late) = (false, false, false);
+        let mut by_id = self.goes_by_id(subject);
         loop {
-            let command = self.target.lock(subject, lease, duration_ms, call.milliseconds_left());
-            match self.send(&command).await {
+            let ms = call.milliseconds_left();
+            let locked = if std::mem::take(&mut by_id) {
+                self.lock_by_id(subject, lease, duration_ms, ms).await
+            } else {
+                self.send(&self.target.lock(subject, lease, duration_ms, ms)).await
+            };
+            match locked {
                 Err(error) => {
                     in_doubt |= error.is_ambiguous();
                     let leftover = in_doubt.then_some(lease);
@@ -533,6 +546,52 @@ impl Collection {
         }
     }
 
+    /// Whether the first attempt of a call on the document goes by its `_id` alone.
+    fn goes_by_id(&self, subject: &Subject) -> bool {
+        self.target.goes_by_id(subject) && !self.is_bulky.load(Ordering::Relaxed)
+    }
+
+    async fn lock_by_id(
+        &self,
+        subject: &Subject,
+        lease: ObjectId,
+        duration_ms: i64,
+        ms: i64,
+    ) -> Result<Option<Document>, Error> {
+        let found = self.send(&self.target.lock_by_id(subject, lease, duration_ms, ms)).await?;
+        Ok(found.and_then(|document| {
+            let is_mine = self.target.is_locked_by(&document, lease);
+            self.if_not_refused(document, is_mine)
+        }))
+    }
+
+    async fn release_by_id(
+        &self,
+        subject: &Subject,
+        hold: &Hold,
+        brief: bool,
+        ms: i64,
+    ) -> Result<Option<Document>, Error> {
+        let found = self.send(&self.target.release_by_id(subject, hold, ms)).await?;
+        let released = found.and_then(|document| {
+            let is_mine = self.target.is_released_by(&document, hold);
+            self.if_not_refused(document, is_mine)
+        });
+        Ok(released.map(|document| self.target.released(document, brief)))
+    }
+
+    /// The document, unless it came back because the command was refused. One that is large costs more than is gained:
+    /// those of this collection are asked for by a filter from now on.
+    fn if_not_refused(&self, document: Document, is_mine: bool) -> Option<Document> {
+        if is_mine {
+            return Some(document);
+        }
+        if document.to_vec().is_ok_and(|bytes| bytes.len() > BULKY) {
+            self.is_bulky.store(true, Ordering::Relaxed);
+        }
+        None
+    }
+
     async fn release_held(
         &self,
         subject: &Subject,
@@ -540,8 +599,17 @@ impl Collection {
         brief: bool,
         call: &Call,
     ) -> Result<Option<Document>, Error> {
+        let mut in_doubt = false;
+        if self.goes_by_id(subject) {
+            match self.release_by_id(subject, lease.hold(), brief, call.milliseconds_left()).await {
+                Ok(released) => return Ok(released),
+                Err(error) => call.pause_after(error).await?,
+            }
+            in_doubt = true;
+        }
         let command = |ms| self.target.release(subject, lease.hold(), brief, ms);
-        let (released, in_doubt) = self.send_until_answered(call, command).await?;
+        let (released, again) = self.send_until_answered(call, command).await?;
+        in_doubt |= again;
         if released.is_some() || !in_doubt || Moment::now() >= lease.deadline() {
             return Ok(released);
         }

@@ -1,0 +1,100 @@
+//! Lock and release by `_id` alone: what a first attempt sends, and how its answer is read.
+//!
+//! A server that is given nothing but an `_id` fetches the document without planning a query. The condition, the same
+//! as that of [`Target::lock`] and [`Target::release`], therefore stands in the update: where it does not hold, the
+//! document replaces itself, which writes nothing and tells no change stream. The price is that a refusal brings the
+//! document back; and that it says no more than whose lock it is, so an attempt that repeats one goes by its filter.
+
+use bson::{Bson, Document, doc, oid::ObjectId};
+
+use crate::command::{Hold, Subject, Target, equal_to, literals};
+
+impl Target {
+    /// Whether `_id` alone names the document, and all that is set has a plain name.
+    pub fn goes_by_id(&self, subject: &Subject) -> bool {
+        let is_plain = |name: &str| !name.contains('.') && !name.starts_with('$');
+        subject.filter.is_none()
+            && subject.key.len() == 1
+            && subject.key.contains_key("_id")
+            && is_plain(&self.locked)
+            && subject.set.keys().all(|name| is_plain(name))
+    }
+
+    /// Locks the document if it is free, and was not locked by this very lease before.
+    pub fn lock_by_id(
+        &self,
+        subject: &Subject,
+        lease: ObjectId,
+        duration_ms: i64,
+        max_time_ms: i64,
+    ) -> Document {
+        let (locked, by) = (&self.locked, &self.by);
+        // A duplicate that strays in the network finds its own lease, and does nothing.
+        let is_free = doc! { "$and": [
+            { "$lte": [format!("${locked}"), "$$NOW"] },
+            { "$ne": [format!("${by}.lease"), lease] },
+        ] };
+        let until = doc! { "$add": ["$$NOW", duration_ms] };
+        let holder = self.holder(lease, self.next_token(), "$$NOW", until.clone());
+        self.replace_if(subject, is_free, doc! { locked: until, by: holder }, max_time_ms)
+    }
+
+    /// Whether the document that came back for [`Target::lock_by_id`] was locked by it.
+    pub fn is_locked_by(&self, document: &Document, lease: ObjectId) -> bool {
+        self.record_of(document, lease).is_some()
+    }
+
+    /// Releases the lock if `hold` was the last to take it; what another holds stays untouched.
+    pub fn release_by_id(&self, subject: &Subject, hold: &Hold, max_time_ms: i64) -> Document {
+        let (locked, by) = (&self.locked, &self.by);
+        let mut is_held = vec![
+            doc! { "$eq": [format!("${by}.lease"), hold.lease] },
+            doc! { "$eq": [format!("${locked}"), format!("${by}.until")] },
+        ];
+        if let Some(token) = &hold.token {
+            is_held.push(doc! { "$eq": [format!("${by}.token"), { "$literal": token.clone() }] });
+        }
+        let holder = doc! { "$mergeObjects": [format!("${by}"), { "until": "$$NOW" }] };
+        let set = doc! { locked: "$$NOW", by: holder };
+        self.replace_if(subject, doc! { "$and": is_held }, set, max_time_ms)
+    }
+
+    /// Whether the document that came back for [`Target::release_by_id`] was released by it: what made the condition true
+    /// is true of what was written.
+    pub fn is_released_by(&self, document: &Document, hold: &Hold) -> bool {
+        let is_mine = self.record_of(document, hold.lease).is_some_and(|record| {
+            hold.token.as_ref().is_none_or(|token| record.get("token") == Some(token))
+        });
+        is_mine && self.is_untouched(document)
+    }
+
+    /// Of a released document what [`Target::release`] would give: not the holder's record, and next to nothing of one that
+    /// is to be `brief`.
+    pub fn released(&self, mut document: Document, brief: bool) -> Document {
+        if brief {
+            return doc! { &self.locked: document.remove(&self.locked) };
+        }
+        document.remove(&self.by);
+        document
+    }
+
+    /// The holder's record, if the lease is the holder's.
+    fn record_of<'d>(&self, document: &'d Document, lease: ObjectId) -> Option<&'d Document> {
+        let record = document.get_document(&self.by).ok()?;
+        (record.get("lease") == Some(&Bson::ObjectId(lease))).then_some(record)
+    }
+
+    /// Sets the fields of the document where the condition holds.
+    fn replace_if(
+        &self,
+        subject: &Subject,
+        condition: Document,
+        mut set: Document,
+        max_time_ms: i64,
+    ) -> Document {
+        set.extend(literals(&subject.set));
+        let merged = doc! { "$mergeObjects": ["$$ROOT", set] };
+        let update = doc! { "$replaceWith": { "$cond": [condition, merged, "$$ROOT"] } };
+        self.find_and_modify(equal_to(&subject.key), update, self.fields.clone(), max_time_ms)
+    }
+}
