@@ -98,6 +98,7 @@ for (const part of [
   'arguments',
   'schema',
   'documents',
+  'by-id',
   'claiming',
   'queueing',
 ]) {

@@ -1,6 +1,6 @@
 //! Lock and release by `_id` alone: what a first attempt sends, and how its answer is read.
 //!
-//! A server that is given nothing but an `_id` fetches the document without planning a query. The condition, the same
+//! A server that is given nothing but an `_id`, as it is, fetches the document without planning a query. The condition, the same
 //! as that of [`Target::lock`] and [`Target::release`], therefore stands in the update: where it does not hold, the
 //! document replaces itself, which writes nothing and tells no change stream. The price is that a refusal brings the
 //! document back; and that it says no more than whose lock it is, so an attempt that repeats one goes by its filter.
@@ -95,6 +95,83 @@ impl Target {
         set.extend(literals(&subject.set));
         let merged = doc! { "$mergeObjects": ["$$ROOT", set] };
         let update = doc! { "$replaceWith": { "$cond": [condition, merged, "$$ROOT"] } };
-        self.find_and_modify(equal_to(&subject.key), update, self.fields.clone(), max_time_ms)
+        self.find_and_modify(just(&subject.key), update, self.fields.clone(), max_time_ms)
+    }
+}
+
+/// The key itself where it can mean nothing else: in `{$eq: …}` MongoDB 6.0 plans a query for it.
+fn just(key: &Document) -> Document {
+    let means_itself = |value: &Bson| {
+        !matches!(value, Bson::Document(_) | Bson::Array(_) | Bson::RegularExpression(_))
+    };
+    if key.values().all(means_itself) { key.clone() } else { equal_to(key) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            collection: "orders".into(),
+            locked: "locked".into(),
+            by: "lockedBy".into(),
+            label: "$password".into(),
+            fields: Document::new(),
+            write_concern: doc! { "w": "majority" },
+            poll_interval_ms: 250,
+        }
+    }
+
+    #[test]
+    fn an_id_means_itself() {
+        let lease = ObjectId::new();
+        for (id, query) in [
+            (Bson::Int32(1), doc! { "_id": 1 }),
+            (Bson::from("$a"), doc! { "_id": "$a" }),
+            (doc! { "$gt": "" }.into(), doc! { "_id": { "$eq": { "$gt": "" } } }),
+        ] {
+            let command = target().lock_by_id(&Subject::of(doc! { "_id": id }), lease, 10, 20);
+            assert_eq!(command.get_document("query").unwrap(), &query);
+        }
+    }
+
+    #[test]
+    fn only_plain_names_go_by_id() {
+        let plain = Subject::of(doc! { "_id": 1 });
+        assert!(target().goes_by_id(&plain));
+        let nested = Target { locked: "state.busy".into(), ..target() };
+        assert!(!nested.goes_by_id(&plain));
+        let sharded = Subject::of(doc! { "_id": 1, "tenant": 1 });
+        assert!(!target().goes_by_id(&sharded));
+        for name in ["meta.updatedAt", "$updatedAt"] {
+            let set = doc! { name: 1 };
+            assert!(!target().goes_by_id(&Subject { set, ..Subject::of(doc! { "_id": 1 }) }));
+        }
+        let filter = Some(doc! { "state": "new" });
+        assert!(!target().goes_by_id(&Subject { filter, ..Subject::of(doc! { "_id": 1 }) }));
+    }
+
+    #[test]
+    fn what_a_refusal_brings_back_is_no_success() {
+        let (lease, other) = (ObjectId::new(), ObjectId::new());
+        let found = |locked: i32| doc! { "locked": locked, "lockedBy": { "lease": lease, "token": 7, "until": 1 } };
+        assert!(target().is_locked_by(&found(1), lease));
+        assert!(!target().is_locked_by(&found(1), other));
+        assert!(!target().is_locked_by(&doc! { "locked": 1 }, lease));
+
+        let hold = |lease, token| Hold { lease, token: Some(Bson::Int32(token)) };
+        assert!(target().is_released_by(&found(1), &hold(lease, 7)));
+        assert!(!target().is_released_by(&found(1), &hold(other, 7)));
+        assert!(!target().is_released_by(&found(1), &hold(lease, 8)), "a later acquisition");
+        assert!(!target().is_released_by(&found(2), &hold(lease, 7)), "moved by hand");
+    }
+
+    #[test]
+    fn what_was_released_tells_nothing_of_its_holder() {
+        let document = doc! { "name": "one", "locked": 1, "lockedBy": { "token": 7 } };
+        let released = |brief| target().released(document.clone(), brief);
+        assert_eq!(released(false), doc! { "name": "one", "locked": 1 });
+        assert_eq!(released(true), doc! { "locked": 1 });
     }
 }

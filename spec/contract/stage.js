@@ -93,8 +93,8 @@ async function hasTransactions() {
   return Boolean(hello.setName) || hello.msg === 'isdbgrid';
 }
 
-/** Runs `work` and resolves to the commands that reached the collection of `Model` meanwhile, as the server saw them. */
-async function commandsDuring(Model, work) {
+/** Runs `work` and resolves to what the server's profiler wrote down of the collection of `Model` meanwhile. */
+async function profileDuring(Model, work) {
   const { db } = connection;
   await db.command({ profile: 2 });
   try {
@@ -105,6 +105,12 @@ async function commandsDuring(Model, work) {
   const ns = `${db.databaseName}.${Model.collection.collectionName}`;
   const entries = await db.collection('system.profile').find({ ns }).sort({ ts: 1 }).toArray();
   await db.dropCollection('system.profile');
+  return entries;
+}
+
+/** Runs `work` and resolves to the commands that reached the collection of `Model` meanwhile, as the server saw them. */
+async function commandsDuring(Model, work) {
+  const entries = await profileDuring(Model, work);
   return entries.map(({ command }) => command);
 }
 
@@ -130,6 +136,7 @@ module.exports = {
   lockable,
   major,
   mongoose,
+  profileDuring,
   serverNow,
   stored,
   uri,
