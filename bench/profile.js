@@ -54,7 +54,7 @@ async function main() {
       measureMs: Number(values.seconds) * 1000,
     });
     await new Promise((resolve) => setTimeout(resolve, WARM_MS));
-    const [program, ...args] = positionals.map((word) => word.replace('{pid}', contender.pid));
+    const [program, ...args] = positionals.map((word) => word.replaceAll('{pid}', contender.pid));
     if (program) await once(spawn(program, args, { stdio: 'inherit' }), 'exit');
     console.log(await measured);
   } finally {
