@@ -79,13 +79,15 @@ const scenes = {
         worker.once('error', reject);
       });
       await pause(number * 7);
-      if (number === count - 1) {
-        // Released while the last one waits: it may get the lock just before its end.
+      if (renew && number === count - 1) {
+        // Released while the last one waits: it may get the lock just before its end, and then gives it back. One
+        // without `renew` would keep it for its duration.
         await say('release');
         await pause(5);
       }
       await worker.terminate();
     }
+    if (!renew) await say('release');
     await say({ locked: Boolean(await own) });
     await (await own).release();
     await say('released');
