@@ -58,6 +58,11 @@ export declare class NativeCollection {
 
 /** One acquisition, as this process believes it to stand. When it is collected, the lock is not kept alive any more. */
 export declare class NativeLease {
+  /**
+   * Says that whoever asked for the lock has it. That it was put into a batch does not: a thread that is being terminated
+   * gets batches that it never reads.
+   */
+  take(): void
   /** How many milliseconds the lock is held from now on, at least; 0 when it is not held. */
   get remaining(): number
   /** Whether a release of ours has been confirmed. */

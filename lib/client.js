@@ -72,6 +72,7 @@ function giveNext(batch) {
   const call = calls.get(number);
   if (call === undefined) return;
   calls.delete(number);
+  if (kind === LOCKED) won.take();
   settle(call, kind, answer, won);
 }
 

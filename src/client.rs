@@ -75,7 +75,7 @@ fn release_kept(stores: &Stores, limit: Duration) {
     let Ok(runtime) = runtime() else { return };
     for store in &stores {
         // Nobody is left who could use what they wait for.
-        store.end_waits();
+        store.leave();
     }
     let releases = stores
         .into_iter()
@@ -329,6 +329,13 @@ impl Drop for NativeLease {
 
 #[napi]
 impl NativeLease {
+    /// Says that whoever asked for the lock has it. That it was put into a batch does not: a thread that is being terminated
+    /// gets batches that it never reads.
+    #[napi]
+    pub fn take(&self) {
+        self.lease.take();
+    }
+
     /// How many milliseconds the lock is held from now on, at least; 0 when it is not held.
     #[napi(getter)]
     pub fn remaining(&self) -> f64 {

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bson::{DateTime, oid::ObjectId};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::command::{Hold, Record};
 
@@ -123,6 +123,9 @@ pub struct Lease {
     deadline: AtomicU64,
     standing: AtomicU8,
     reason: AtomicU8,
+    /// Whoever asked for it knows that he has it.
+    taken: AtomicBool,
+    take: Notify,
     /// Nobody can ask about it any more.
     abandoned: AtomicBool,
     on_loss: OnceLock<OnLoss>,
@@ -158,6 +161,8 @@ impl Lease {
             deadline: AtomicU64::new(deadline.0),
             standing: AtomicU8::new(Standing::Held as u8),
             reason: AtomicU8::new(Reason::Expired as u8),
+            taken: AtomicBool::new(false),
+            take: Notify::new(),
             abandoned: AtomicBool::new(false),
             on_loss: OnceLock::new(),
             turn: Arc::default(),
@@ -254,6 +259,25 @@ impl Lease {
     pub fn watch(&self, on_loss: impl Fn() + Send + Sync + 'static) {
         // Only one is ever asked for: a second would be a defect, and the first keeps its promise.
         let _ = self.on_loss.set(Box::new(on_loss));
+    }
+
+    /// Notes that the answer has come to whoever asked for it.
+    pub fn take(&self) {
+        self.taken.store(true, Ordering::Release);
+        self.take.notify_waiters();
+    }
+
+    /// Whether the answer has come to whoever asked for it.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// Ends when the answer has come to whoever asked for it.
+    pub async fn taken(&self) {
+        let take = self.take.notified();
+        if !self.is_taken() {
+            take.await;
+        }
     }
 
     /// Notes that nobody can ask about it any more: it is not worth renewing.

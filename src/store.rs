@@ -60,6 +60,8 @@ pub struct Store {
     lobbies: Mutex<HashMap<LobbyName, Arc<Lobby>>>,
     /// Nobody is to wait any more.
     ended: watch::Sender<bool>,
+    /// The environment takes no answers any more.
+    left: watch::Sender<bool>,
 }
 
 impl Store {
@@ -80,6 +82,7 @@ impl Store {
             places: Arc::new(Semaphore::new(PLACES)),
             lobbies: Mutex::default(),
             ended: watch::channel(false).0,
+            left: watch::channel(false).0,
         }))
     }
 
@@ -119,8 +122,15 @@ impl Store {
         Arc::clone(lobby.or_insert_with(|| Lobby::new(target, inserted)))
     }
 
+    /// Ends all waiting: the environment is at its end, and takes no answers any more. On its own thread, so that each of
+    /// them has been taken by now or never will be.
+    pub fn leave(&self) {
+        self.left.send_replace(true);
+        self.end_waits();
+    }
+
     /// Answers all who wait for a lock with an error; those who come later try once.
-    pub fn end_waits(&self) {
+    fn end_waits(&self) {
         self.ended.send_replace(true);
     }
 
@@ -311,21 +321,31 @@ impl Collection {
         Ok(())
     }
 
-    /// Replies with a lock that was waited for, or that is kept alive. If the environment is at its end, and takes no answers,
-    /// it is released.
+    /// Replies with a lock that was waited for, or that is kept alive. If the environment comes to its end before it has
+    /// taken the answer, it is released.
     pub async fn hand_out<A: Replying<Option<Locked>>>(
         &self,
         request: &Request,
         locked: Locked,
         reply: &mut Reply<Option<Locked>, A>,
     ) {
-        if !*self.store.ended.borrow() {
-            return reply.give(Ok(Some(locked)));
+        let lease = Arc::clone(&locked.lease);
+        if *self.store.ended.borrow() {
+            reply.give(Err(Error::Closed));
+        } else {
+            reply.give(Ok(Some(locked)));
+            let mut left = self.store.left.subscribe();
+            tokio::select! {
+                () = lease.taken() => return,
+                // The sender lives as long as the store, so this ends with a change only.
+                _ = left.wait_for(|left| *left) => {}
+            }
+            if lease.is_taken() {
+                return;
+            }
         }
-        let hold = locked.lease.hold().lease;
-        locked.lease.set_standing(Standing::Releasing);
-        reply.give(Err(Error::Closed));
-        self.release_in_background(&request.subject, hold, request.duration_ms).await;
+        lease.set_standing(Standing::Releasing);
+        self.release_in_background(&request.subject, lease.hold().lease, request.duration_ms).await;
     }
 
     /// Ends when the caller has waited for long enough, or nobody is to wait any more.

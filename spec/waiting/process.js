@@ -79,18 +79,31 @@ const scenes = {
         worker.once('error', reject);
       });
       await pause(number * 7);
-      if (renew && number === count - 1) {
-        // Released while the last one waits: it may get the lock just before its end, and then gives it back. One
-        // without `renew` would keep it for its duration.
+      if (number === count - 1) {
+        // Released while the last one waits: it may get the lock just before its end.
         await say('release');
         await pause(5);
       }
       await worker.terminate();
     }
-    if (!renew) await say('release');
     await say({ locked: Boolean(await own) });
     await (await own).release();
     await say('released');
+    await pause(LONG);
+  },
+
+  /** A thread that waits for one document, is blocked when it gets it, and is terminated before it can know. */
+  async deaf({ uri, id, renew }) {
+    const worker = new Worker(__filename, { workerData: { uri, id, renew, isDeaf: true } });
+    await new Promise((resolve, reject) => {
+      worker.on('message', (said) => said === 'deaf' && resolve());
+      worker.once('error', reject);
+    });
+    const word = new Promise((resolve) => process.once('message', resolve));
+    await say('deaf');
+    await word;
+    await worker.terminate();
+    await say('terminated');
     await pause(LONG);
   },
 };
@@ -107,13 +120,17 @@ async function main([scene, json]) {
   await scenes[scene]({ uri, ...args, find: () => Order.findById(args.id) });
 }
 
-async function work({ uri, id, renew }) {
+async function work({ uri, id, renew, isDeaf }) {
   const Order = model();
   await mongoose.connect(uri);
   const doc = await Order.findById(id);
   void doc.lock(LONG, { wait: Infinity, renew });
   parentPort.postMessage('waiting');
   setInterval(() => {}, 1000);
+  if (!isDeaf) return;
+  await pause(300);
+  parentPort.postMessage('deaf');
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
 }
 
 if (isMainThread) main(process.argv.slice(2));

@@ -144,5 +144,22 @@ for (const [title, start] of [
       });
       await Promise.all(playing);
     });
+
+    it('may be threads that get the lock and end before they know, which leaves no lock behind', async function () {
+      const playing = [false, true].map(async (renew) => {
+        const doc = await create();
+        await doc.lock(LONG);
+        const scene = play('deaf', { id: doc._id, renew });
+        assert.equal(await scene.next(), 'deaf');
+        await doc.release();
+        while (!(await isLocked(doc))) await pause(10);
+        scene.send('end');
+        assert.equal(await scene.next(), 'terminated');
+        await pause(500);
+        assert.equal(await isLocked(doc), false);
+        assert.equal(scene.end, undefined, 'the process lives on');
+      });
+      await Promise.all(playing);
+    });
   });
 }
