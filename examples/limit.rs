@@ -136,7 +136,7 @@ async fn lane(number: usize, shared: Arc<Shared>, run: Arc<Run>) -> Result<()> {
         let token = shared.target.take_record(&mut locked).token;
         let hold = Hold { lease, token: Some(token) };
         let released =
-            send(&shared, &shared.target.release_by_id(subject, &hold, MAX_TIME_MS)).await?;
+            send(&shared, &shared.target.release_by_id(subject, &hold, false, MAX_TIME_MS)).await?;
         if !shared.target.is_released_by(&released, &hold) {
             return Err(format!("not released: {released}").into());
         }

@@ -1,9 +1,9 @@
 //! Lock and release by `_id` alone: what a first attempt sends, and how its answer is read.
 //!
-//! A server that is given nothing but an `_id`, as it is, fetches the document without planning a query. The condition, the same
-//! as that of [`Target::lock`] and [`Target::release`], therefore stands in the update: where it does not hold, the
-//! document replaces itself, which writes nothing and tells no change stream. The price is that a refusal brings the
-//! document back; and that it says no more than whose lock it is, so an attempt that repeats one goes by its filter.
+//! A server that is given nothing but an `_id`, as it is, fetches the document without planning a query. The condition
+//! therefore stands in the update: where it does not hold, the document replaces itself, which writes nothing and tells
+//! no change stream. The price is that a refusal brings the document back; and that it says no more than whose lock it
+//! is, so an attempt that repeats one goes by its filter ([`Target::lock`], [`Target::release`]).
 
 use bson::{Bson, Document, doc, oid::ObjectId};
 
@@ -36,7 +36,8 @@ impl Target {
         ] };
         let until = doc! { "$add": ["$$NOW", duration_ms] };
         let holder = self.holder(lease, self.next_token(), "$$NOW", until.clone());
-        self.replace_if(subject, is_free, doc! { locked: until, by: holder }, max_time_ms)
+        let set = doc! { locked: until, by: holder };
+        self.replace_if(subject, is_free, set, self.fields.clone(), max_time_ms)
     }
 
     /// Whether the document that came back for [`Target::lock_by_id`] was locked by it.
@@ -44,8 +45,15 @@ impl Target {
         self.record_of(document, lease).is_some()
     }
 
-    /// Releases the lock if `hold` was the last to take it; what another holds stays untouched.
-    pub fn release_by_id(&self, subject: &Subject, hold: &Hold, max_time_ms: i64) -> Document {
+    /// Releases the lock if `hold` was the last to take it; what another holds stays untouched. `brief`: no more of the
+    /// document comes back than is needed to tell.
+    pub fn release_by_id(
+        &self,
+        subject: &Subject,
+        hold: &Hold,
+        brief: bool,
+        max_time_ms: i64,
+    ) -> Document {
         let (locked, by) = (&self.locked, &self.by);
         let mut is_held = vec![
             doc! { "$eq": [format!("${by}.lease"), hold.lease] },
@@ -56,7 +64,12 @@ impl Target {
         }
         let holder = doc! { "$mergeObjects": [format!("${by}"), { "until": "$$NOW" }] };
         let set = doc! { locked: "$$NOW", by: holder };
-        self.replace_if(subject, doc! { "$and": is_held }, set, max_time_ms)
+        let fields = if brief {
+            doc! { locked: 1, by: 1 }
+        } else {
+            self.fields.clone()
+        };
+        self.replace_if(subject, doc! { "$and": is_held }, set, fields, max_time_ms)
     }
 
     /// Whether the document that came back for [`Target::release_by_id`] was released by it: what made the condition true
@@ -66,16 +79,6 @@ impl Target {
             hold.token.as_ref().is_none_or(|token| record.get("token") == Some(token))
         });
         is_mine && self.is_untouched(document)
-    }
-
-    /// Of a released document what [`Target::release`] would give: not the holder's record, and next to nothing of one that
-    /// is to be `brief`.
-    pub fn released(&self, mut document: Document, brief: bool) -> Document {
-        if brief {
-            return doc! { &self.locked: document.remove(&self.locked) };
-        }
-        document.remove(&self.by);
-        document
     }
 
     /// The holder's record, if the lease is the holder's.
@@ -90,12 +93,13 @@ impl Target {
         subject: &Subject,
         condition: Document,
         mut set: Document,
+        fields: Document,
         max_time_ms: i64,
     ) -> Document {
         set.extend(literals(&subject.set));
         let merged = doc! { "$mergeObjects": ["$$ROOT", set] };
         let update = doc! { "$replaceWith": { "$cond": [condition, merged, "$$ROOT"] } };
-        self.find_and_modify(just(&subject.key), update, self.fields.clone(), max_time_ms)
+        self.find_and_modify(just(&subject.key), update, fields, max_time_ms)
     }
 }
 
@@ -110,18 +114,7 @@ fn just(key: &Document) -> Document {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn target() -> Target {
-        Target {
-            collection: "orders".into(),
-            locked: "locked".into(),
-            by: "lockedBy".into(),
-            label: "$password".into(),
-            fields: Document::new(),
-            write_concern: doc! { "w": "majority" },
-            poll_interval_ms: 250,
-        }
-    }
+    use crate::command::tests::target;
 
     #[test]
     fn an_id_means_itself() {
@@ -133,6 +126,26 @@ mod tests {
         ] {
             let command = target().lock_by_id(&Subject::of(doc! { "_id": id }), lease, 10, 20);
             assert_eq!(command.get_document("query").unwrap(), &query);
+        }
+    }
+
+    #[test]
+    fn every_write_has_a_write_concern_and_a_time_limit_and_means_what_it_sets() {
+        let set = doc! { "updatedAt": "$secret" };
+        let subject = Subject { set, ..Subject::of(doc! { "_id": 1 }) };
+        let hold = Hold { lease: ObjectId::new(), token: Some(Bson::Int32(7)) };
+        for command in [
+            target().lock_by_id(&subject, hold.lease, 10, 77),
+            target().release_by_id(&subject, &hold, false, 77),
+            target().release_by_id(&subject, &hold, true, 77),
+        ] {
+            assert_eq!(command.get_document("writeConcern").unwrap(), &doc! { "w": "majority" });
+            assert_eq!(command.get_i64("maxTimeMS").unwrap(), 77);
+            let update = command.get_array("update").unwrap()[0].as_document().unwrap();
+            let choice = update.get_document("$replaceWith").unwrap().get_array("$cond").unwrap();
+            let merged = choice[1].as_document().unwrap().get_array("$mergeObjects").unwrap();
+            let set = merged[1].as_document().unwrap();
+            assert_eq!(set.get_document("updatedAt").unwrap(), &doc! { "$literal": "$secret" });
         }
     }
 
@@ -155,7 +168,8 @@ mod tests {
     #[test]
     fn what_a_refusal_brings_back_is_no_success() {
         let (lease, other) = (ObjectId::new(), ObjectId::new());
-        let found = |locked: i32| doc! { "locked": locked, "lockedBy": { "lease": lease, "token": 7, "until": 1 } };
+        let record = doc! { "lease": lease, "token": 7, "until": 1 };
+        let found = |locked: i32| doc! { "locked": locked, "lockedBy": record.clone() };
         assert!(target().is_locked_by(&found(1), lease));
         assert!(!target().is_locked_by(&found(1), other));
         assert!(!target().is_locked_by(&doc! { "locked": 1 }, lease));
@@ -165,13 +179,5 @@ mod tests {
         assert!(!target().is_released_by(&found(1), &hold(other, 7)));
         assert!(!target().is_released_by(&found(1), &hold(lease, 8)), "a later acquisition");
         assert!(!target().is_released_by(&found(2), &hold(lease, 7)), "moved by hand");
-    }
-
-    #[test]
-    fn what_was_released_tells_nothing_of_its_holder() {
-        let document = doc! { "name": "one", "locked": 1, "lockedBy": { "token": 7 } };
-        let released = |brief| target().released(document.clone(), brief);
-        assert_eq!(released(false), doc! { "name": "one", "locked": 1 });
-        assert_eq!(released(true), doc! { "locked": 1 });
     }
 }

@@ -604,10 +604,10 @@ fn take(document: &mut Document, path: &str) -> Option<Document> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn target() -> Target {
+    pub fn target() -> Target {
         Target {
             collection: "orders".into(),
             locked: "locked".into(),

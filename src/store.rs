@@ -592,12 +592,14 @@ impl Collection {
         brief: bool,
         ms: i64,
     ) -> Result<Option<Document>, Error> {
-        let found = self.send(&self.target.release_by_id(subject, hold, ms)).await?;
-        let released = found.and_then(|document| {
+        let found = self.send(&self.target.release_by_id(subject, hold, brief, ms)).await?;
+        Ok(found.and_then(|document| {
             let is_mine = self.target.is_released_by(&document, hold);
-            self.if_not_refused(document, is_mine)
-        });
-        Ok(released.map(|document| self.target.released(document, brief)))
+            let mut released = self.if_not_refused(document, is_mine)?;
+            // Nobody needs the holder's record of what is released.
+            self.target.take_record(&mut released);
+            Some(released)
+        }))
     }
 
     /// The document, unless it came back because the command was refused. One that is large costs more than is gained:

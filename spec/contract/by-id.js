@@ -50,12 +50,25 @@ describe('a first attempt', function () {
     assert.ok(await holder.release());
   });
 
-  it('takes no lock that has the same date, and loses none that somebody else has moved', async function () {
+  it('to release is refused where somebody else has moved the date', async function () {
     const order = await stage.lockable().create({ name: 'one' });
     assert.ok(await order.lock(LONG_MS));
     await write(order, { $set: { locked: new Date(Date.now() + 2 * LONG_MS) } });
     assert.equal(await order.release(), null, 'not as the lease has left it');
     assert.equal(order.$lock.held, false);
+  });
+
+  it('that strays, and comes in a second time, does nothing once its lock was released', async function () {
+    const Order = stage.lockable();
+    const order = await Order.create({ name: 'one' });
+    const [{ command }] = await profileDuring(Order, () => order.lock(LONG_MS));
+    const { findAndModify, query, update } = command;
+    await order.release();
+    const before = await stored(order);
+    const again = { findAndModify, query, update, new: true };
+    const { value } = await stage.connection.db.command(again);
+    assert.deepEqual(value, before);
+    assert.deepEqual(await stored(order), before);
   });
 
   it('of a large document is refused in vain once, and goes by a filter from then on', async function () {
@@ -74,6 +87,24 @@ describe('a first attempt', function () {
     assert.deepEqual(lengths, [true, false, true, true]);
     const filtered = entries.map(({ command }) => Object.keys(command.query).length > 1);
     assert.deepEqual(filtered, [false, true, true, true]);
+  });
+
+  it('brings nothing back of a document that nobody wants back', async function () {
+    const Order = stage.lockable({ text: String });
+    const order = await Order.create({ text: LARGE });
+    const entries = await profileDuring(Order, () => order.withLock(LONG_MS, () => {}));
+    const [locked, released] = entries.map(({ responseLength }) => responseLength);
+    assert.ok(locked > LARGE.length);
+    assert.ok(released < 1000, `${released} bytes`);
+    assert.deepEqual(entries[1].command.query, { _id: order._id });
+  });
+
+  it('gives nothing of the holder’s record', async function () {
+    const order = await stage.lockable().create({ name: 'one' });
+    for (const given of [await order.lock(LONG_MS), await order.release()]) {
+      assert.equal(given.get('lockedBy'), undefined);
+      assert.equal('lockedBy' in given.toObject(), false);
+    }
   });
 
   it('goes by a filter where the path of the lock is a nested one', async function () {
