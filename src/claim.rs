@@ -13,12 +13,14 @@ use std::time::Duration;
 use bson::{Bson, Document, doc, oid::ObjectId};
 use tokio::time::{Instant, sleep};
 
+use crate::call::{Call, Reply, Replying};
+use crate::chance::{jittered, random};
 use crate::command::{Query, Subject};
 use crate::error::Error;
 use crate::keeper::Terms;
 use crate::lease::{Lease, Moment};
 use crate::patience::Patience;
-use crate::store::{Call, Collection, Failed, Locked, Reply, Replying, jittered, random};
+use crate::store::{Collection, Failed, Locked};
 
 /// Candidates for each document that is wanted, at most: the number of shares.
 const WIDEST: u32 = 16;

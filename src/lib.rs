@@ -10,11 +10,13 @@
 //! - [`client`]: the classes that JavaScript calls
 //! - [`bridge`]: answers to JavaScript, in batches
 //! - [`store`]: sends commands, sends them again, sorts answers
+//! - [`call`]: when a call must be answered, and tried again
 //! - [`command`]: the commands' documents, pure functions
 //! - [`by_id`]: lock and release once more, in the form that costs the server least
 //! - [`keeper`]: renews what is held, in batches; notices what is lost
 //! - [`waiter`]: waits for locked documents
 //! - [`claim`]: claims documents by a query
+//! - [`chance`]: pauses and choices at random
 //! - [`patience`]: how long a caller is willing to wait
 //! - [`turns`]: whose turn it is when several processes wait
 //! - [`lease`]: one held lock, its deadline and standing
@@ -24,6 +26,8 @@
 
 mod bridge;
 mod by_id;
+mod call;
+mod chance;
 mod claim;
 mod client;
 mod command;

@@ -6,8 +6,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
-use std::hash::{BuildHasher, RandomState};
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -15,8 +13,10 @@ use std::time::Duration;
 use bson::{Bson, Document, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::{Client, Database};
 use tokio::sync::{RwLock, Semaphore, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
+use crate::call::{Call, FIRST_PAUSE, GRACE, LONGEST_PAUSE, Reply, Replying};
+use crate::chance::jittered;
 use crate::claim::{self, Claim, Crowd};
 use crate::command::{Hold, Subject, Target};
 use crate::error::Error;
@@ -26,15 +26,8 @@ use crate::options::ConnectionOptions;
 use crate::patience::Patience;
 use crate::waiter::{self, Listener, Lobby, Place};
 
-/// How long calls in flight may still take once their client is being closed.
-const GRACE: Duration = Duration::from_secs(1);
 /// A little less than the connections of the keepers' client.
 const PLACES: usize = 4;
-/// The driver's own time-outs are let through first: they say more than ours.
-const SLACK: Duration = Duration::from_millis(200);
-/// The first pause before a command is sent again, and the longest; both are shortened at random.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// From here on a document costs more to send in vain than a plan of the server's does. In bytes.
 const BULKY: usize = 16 * 1024;
@@ -99,6 +92,11 @@ impl Store {
             }
         })
         .await;
+    }
+
+    /// Begins to count the time of a call.
+    fn begin(&self) -> Call {
+        Call::begin(self.limit, self.closing.subscribe())
     }
 
     fn keeper(&self, database: &str, target: &Target) -> Result<Arc<Keeper>, Error> {
@@ -175,28 +173,6 @@ pub struct Request {
     pub duration_ms: i64,
     /// Whether, and on which terms, the lock is kept alive.
     pub terms: Option<Terms>,
-}
-
-/// The answer to a call: `None` of a lock, no document of a claim, mean that nothing could be had.
-pub trait Replying<T>: FnOnce(Result<T, Error>) + Send {}
-
-impl<T, F: FnOnce(Result<T, Error>) + Send> Replying<T> for F {}
-
-/// Answers a call, once.
-pub struct Reply<T, A: Replying<T>>(Option<A>, PhantomData<fn(T)>);
-
-impl<T, A: Replying<T>> Reply<T, A> {
-    /// With this answer.
-    pub fn new(answer: A) -> Self {
-        Self(Some(answer), PhantomData)
-    }
-
-    /// Answers, unless that was done before.
-    pub fn give(&mut self, result: Result<T, Error>) {
-        if let Some(answer) = self.0.take() {
-            answer(result);
-        }
-    }
 }
 
 /// What an attempt to lock came to.
@@ -289,7 +265,7 @@ impl Collection {
 
     /// Begins to count the time of a call.
     pub fn begin(&self) -> Call {
-        Call::begin(&self.store)
+        self.store.begin()
     }
 
     /// Keeps locks alive on these terms, if there are any; not if nobody is left who could want them.
@@ -375,7 +351,7 @@ impl Collection {
             Some(Ok(keeping)) => Some(keeping),
             None => None,
         };
-        let call = Call::begin(&self.store);
+        let call = self.store.begin();
         let attempt = self.acquire(subject, *duration_ms, &call);
         let leftover = match call.to_its_end(attempt, cut, reply).await {
             (Ok(None), true) => return Tried::Refused,
@@ -406,7 +382,7 @@ impl Collection {
         cut: impl Future<Output = Result<Option<Locked>, Error>> + Send,
         reply: &mut Reply<Option<Locked>, A>,
     ) -> Option<Option<Duration>> {
-        let call = Call::begin(&self.store);
+        let call = self.store.begin();
         let work = self.read(|ms| self.target.look(subject, ms), &call);
         match call.to_its_end(work, cut, reply).await {
             (Ok(found), true) => Some(found.map(|found| {
@@ -430,7 +406,7 @@ impl Collection {
         brief: bool,
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
-        let call = Call::begin(&self.store);
+        let call = self.store.begin();
         let work = async {
             let _turn = lease.turn().await;
             let released = self.release_held(&subject, &lease, brief, &call).await?;
@@ -457,7 +433,7 @@ impl Collection {
         subject: Subject,
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
-        let call = Call::begin(&self.store);
+        let call = self.store.begin();
         let work = async {
             let released = self.release_state(&subject, &call).await?;
             if let Some(document) = &released {
@@ -476,7 +452,7 @@ impl Collection {
         duration_ms: i64,
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
-        let call = Call::begin(&self.store);
+        let call = self.store.begin();
         let work = async {
             let _turn = lease.turn().await;
             if lease.standing() != Standing::Held {
@@ -509,7 +485,7 @@ impl Collection {
         lease: Arc<Lease>,
         answer: impl FnOnce(Result<Option<Document>, Error>) + Send,
     ) {
-        let call = Call::begin(&self.store);
+        let call = self.store.begin();
         let work =
             async { self.read(|ms| self.target.inspect(&subject, lease.hold(), ms), &call).await };
         self.answer_in_time(&call, work, answer).await;
@@ -665,7 +641,7 @@ impl Collection {
                 return self.read_document(subject, call).await;
             }
             // Somebody was faster between the two: look again, unless the time is up.
-            if call.ends <= Instant::now() {
+            if call.is_late() {
                 return Err(call.time_out());
             }
         }
@@ -819,107 +795,4 @@ pub async fn run(database: &Database, command: &Document) -> Result<Document, Er
         Some(_) => Error::Write { code, code_name, message, labels },
         None => Error::WriteConcern { code, code_name, message, labels },
     })
-}
-
-/// One call of the user's: when it must be answered, and what went wrong last.
-pub struct Call {
-    began: Instant,
-    ends: Instant,
-    closing: watch::Receiver<bool>,
-    trouble: Mutex<Trouble>,
-}
-
-struct Trouble {
-    last: Option<Error>,
-    pause: Duration,
-}
-
-impl Call {
-    fn begin(store: &Store) -> Self {
-        let began = Instant::now();
-        let trouble = Mutex::new(Trouble { last: None, pause: FIRST_PAUSE });
-        Self { began, ends: began + store.limit, closing: store.closing.subscribe(), trouble }
-    }
-
-    /// Lets `work` run to its end. Replies with what `cut` comes to, or that the time is up, if that comes first; tells too
-    /// whether it did not.
-    pub async fn to_its_end<W, T, A: Replying<T>>(
-        &self,
-        work: impl Future<Output = W>,
-        cut: impl Future<Output = Result<T, Error>>,
-        reply: &mut Reply<T, A>,
-    ) -> (W, bool) {
-        tokio::pin!(work, cut);
-        let early = tokio::select! {
-            done = &mut work => return (done, true),
-            error = self.cut_short() => Err(error),
-            result = cut => result,
-        };
-        reply.give(early);
-        (work.await, false)
-    }
-
-    /// Whether the caller has been answered by now, come what may.
-    pub fn is_over(&self) -> bool {
-        *self.closing.borrow() || self.ends <= Instant::now()
-    }
-
-    /// The time that a command may take on the server. At least 1: to the server 0 means no limit.
-    pub fn milliseconds_left(&self) -> i64 {
-        let left = self.ends.saturating_duration_since(Instant::now()).as_millis();
-        i64::try_from(left).unwrap_or(i64::MAX).clamp(1, i64::from(i32::MAX))
-    }
-
-    /// Waits before the next attempt. Gives the error back if another attempt is of no use or too late.
-    pub async fn pause_after(&self, error: Error) -> Result<(), Error> {
-        if !error.is_passing() || *self.closing.borrow() {
-            return Err(error);
-        }
-        let pause = {
-            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-            trouble.last = Some(error.clone());
-            let pause = trouble.pause;
-            trouble.pause = (pause * 2).min(LONGEST_PAUSE);
-            jittered(pause)
-        };
-        if Instant::now() + pause >= self.ends {
-            return Err(error);
-        }
-        sleep(pause).await;
-        Ok(())
-    }
-
-    /// Ends when the caller must be answered, come what may.
-    async fn cut_short(&self) -> Error {
-        let mut closing = self.closing.clone();
-        let closed = async {
-            // The sender lives as long as the store, so this ends with a change only.
-            let _ = closing.wait_for(|closing| *closing).await;
-            sleep(GRACE).await;
-        };
-        tokio::select! {
-            () = sleep_until(self.ends + SLACK) => self.time_out(),
-            () = closed => Error::Closed,
-        }
-    }
-
-    /// What went wrong last says more than that the time is up.
-    fn time_out(&self) -> Error {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble
-            .last
-            .clone()
-            .unwrap_or_else(|| Error::TimedOut { after_ms: (self.ends - self.began).as_millis() })
-    }
-}
-
-/// Half of the pause to all of it, at random: those that failed together do not come back together.
-pub fn jittered(pause: Duration) -> Duration {
-    pause / 2 + pause / 2 * random(1001) / 1000
-}
-
-/// A random number below `limit`; none too good.
-pub fn random(limit: u32) -> u32 {
-    let number = RandomState::new().hash_one(0_u8) % u64::from(limit.max(1));
-    u32::try_from(number).unwrap_or(0)
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::store::random;
+use crate::chance::random;
 
 /// For so long a document may go from one to the next within this process before others get a chance to be first.
 const ROUND: Duration = Duration::from_millis(100);

@@ -17,11 +17,13 @@ use mongodb::change_stream::ChangeStream;
 use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::call::{Reply, Replying};
+use crate::chance::jittered;
 use crate::command::{Target, Watched};
 use crate::error::Error;
 use crate::lease::Moment;
 use crate::patience::Patience;
-use crate::store::{Collection, Locked, Reply, Replying, Request, Tried, jittered, run};
+use crate::store::{Collection, Locked, Request, Tried, run};
 use crate::turns::{Crowds, Turns};
 
 /// The shortest pause between two polls; the longest is the user's to choose.
